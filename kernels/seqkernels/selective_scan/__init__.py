@@ -1,0 +1,1 @@
+"""Selective scan: `reference.py` defines it, `op.py` is the public function, `README.md` holds the maths."""

@@ -1,0 +1,1 @@
+"""Causal depthwise convolution: `reference.py` defines it, `op.py` is the public function, `spec.py` feeds tests."""

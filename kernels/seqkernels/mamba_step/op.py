@@ -1,0 +1,120 @@
+"""`mamba_step`: the public op. Checks the arguments and picks an implementation.
+
+Every implementation receives, positionally, `(xz_B2E, conv_state, state_BEN, conv_weight_EW, conv_bias_E, x_proj_weight,
+dt_proj_weight_ER, dt_bias_E, a_EN, d_E, inplace)` and returns `(y_BE, conv_state, state_BEN)`, where everything but
+`xz_B2E` and the two projection weights is in the accumulation dtype: fp32 (float64 for float64 inputs).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seqkernels.checks import accumulation_dtype, check_device, check_float, check_shape
+from seqkernels.dispatch import Registry
+
+OP = "mamba_step"
+
+REGISTRY = Registry(
+    op=OP,
+    entry="step",
+    modules={"triton": "seqkernels.mamba_step.gpu", "reference": "seqkernels.mamba_step.reference"},
+)
+
+
+def mamba_step(
+    xz_B2E: Float[Tensor, "B 2*E"],
+    conv_state: Float[Tensor, "B W-1 E"],
+    state_BEN: Float[Tensor, "B E N"],
+    *,
+    conv_weight_EW: Float[Tensor, "E W"],
+    conv_bias_E: Float[Tensor, "E"] | None,
+    x_proj_weight: Float[Tensor, "R+2*N E"],
+    dt_proj_weight_ER: Float[Tensor, "E R"],
+    dt_bias_E: Float[Tensor, "E"],
+    a_EN: Float[Tensor, "E N"],
+    d_E: Float[Tensor, "E"],
+    inplace: bool = False,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything of a Mamba block between `in_proj` and `out_proj`, for one position (`reference.py` defines it).
+
+    Args:
+        xz_B2E: output of `in_proj`: x, then the gate z; fp32, bf16, fp16 or float64.
+        conv_state: the last W-1 inputs of the convolution, fp32 (float64 for float64 inputs).
+        state_BEN: the scan's state, fp32 (float64 for float64 inputs).
+        conv_weight_EW: filter of the causal convolution.
+        conv_bias_E: its bias.
+        x_proj_weight: rows for dt (R), then B (N), then C (N), as published.
+        dt_proj_weight_ER: from rank R to a step size per channel.
+        dt_bias_E: added to the step size before its softplus.
+        a_EN: state matrix, real.
+        d_E: skip weights.
+        inplace: write the new states into the tensors given (for CUDA graphs) and return those; no gradients then.
+        implementation: "auto", "triton" or "reference".
+
+    Returns:
+        (y_BE in xz's dtype, new conv_state, new state_BEN).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; an implementation that cannot run here.
+    """
+    check_float(OP, "xz_B2E", xz_B2E)
+    if xz_B2E.dim() != 2 or 0 in xz_B2E.shape or xz_B2E.shape[1] % 2:
+        raise ValueError(f"{OP}: xz_B2E has shape {tuple(xz_B2E.shape)}; accepted is (B, 2*E), neither of them 0")
+    B, E = xz_B2E.shape[0], xz_B2E.shape[1] // 2
+    for name, tensor in (
+        ("conv_weight_EW", conv_weight_EW),
+        ("a_EN", a_EN),
+        ("dt_proj_weight_ER", dt_proj_weight_ER),
+    ):
+        if tensor.dim() != 2 or tensor.shape[0] != E or tensor.shape[1] < 1:
+            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}; xz_B2E asks for ({E}, at least 1)")
+    W, N, R = conv_weight_EW.shape[1], a_EN.shape[1], dt_proj_weight_ER.shape[1]
+    _check_rest(
+        xz_B2E,
+        conv_weight_EW=(conv_weight_EW, "E W", (E, W)),
+        a_EN=(a_EN, "E N", (E, N)),
+        dt_proj_weight_ER=(dt_proj_weight_ER, "E R", (E, R)),
+        conv_state=(conv_state, "B W-1 E", (B, W - 1, E)),
+        state_BEN=(state_BEN, "B E N", (B, E, N)),
+        conv_bias_E=(conv_bias_E, "E", (E,)),
+        x_proj_weight=(x_proj_weight, "R+2N E", (R + 2 * N, E)),
+        dt_bias_E=(dt_bias_E, "E", (E,)),
+        d_E=(d_E, "E", (E,)),
+    )
+    real = accumulation_dtype(xz_B2E.dtype)
+    for name, tensor in (("conv_state", conv_state), ("state_BEN", state_BEN)):
+        if tensor.dtype != real:
+            raise ValueError(f"{OP}: {name} is {tensor.dtype}; states are {real} for inputs in {xz_B2E.dtype}")
+    needs_grad = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (xz_B2E, conv_state, state_BEN, conv_weight_EW, x_proj_weight, dt_proj_weight_ER, a_EN)
+    )
+    if inplace and needs_grad:
+        raise ValueError(f"{OP}: inplace=True has no gradients; call it under torch.no_grad() or with inplace=False")
+    run = REGISTRY.choose(implementation, xz_B2E, a_EN, needs_grad=needs_grad)
+    conv_weight_EW, dt_bias_E, a_EN, d_E = (t.to(real) for t in (conv_weight_EW, dt_bias_E, a_EN, d_E))
+    conv_bias_E = None if conv_bias_E is None else conv_bias_E.to(real)
+    return run(
+        xz_B2E,
+        conv_state,
+        state_BEN,
+        conv_weight_EW,
+        conv_bias_E,
+        x_proj_weight,
+        dt_proj_weight_ER,
+        dt_bias_E,
+        a_EN,
+        d_E,
+        inplace,
+    )
+
+
+def _check_rest(xz_B2E: Tensor, **tensors: tuple[Tensor | None, str, tuple[int, ...]]) -> None:
+    """Check dtype, shape and device of each (tensor, letters, shape); None passes."""
+    for name, (tensor, letters, shape) in tensors.items():
+        if tensor is not None:
+            check_float(OP, name, tensor)
+            check_shape(OP, name, tensor, letters, shape)
+            check_device(OP, name, tensor, "xz_B2E", xz_B2E)

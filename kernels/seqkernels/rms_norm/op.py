@@ -1,0 +1,67 @@
+"""`rms_norm`: the public op. Checks the arguments and picks an implementation.
+
+Every implementation receives, positionally, `(x, weight, residual, eps, residual_in_fp32)` and returns
+`(y, new_residual)`, where weight is in the accumulation dtype: fp32 (float64 for float64 inputs).
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from seqkernels.checks import accumulation_dtype, check_device, check_float, check_shape
+from seqkernels.dispatch import Registry
+
+OP = "rms_norm"
+
+REGISTRY = Registry(
+    op=OP,
+    entry="norm",
+    modules={
+        "triton": "seqkernels.rms_norm.gpu",
+        "cpu": "seqkernels.rms_norm.cpu",
+        "reference": "seqkernels.rms_norm.reference",
+    },
+)
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch D"],
+    weight: Float[Tensor, "D"],
+    *,
+    residual: Float[Tensor, "*batch D"] | None = None,
+    eps: float = 1e-5,
+    residual_in_fp32: bool = True,
+    implementation: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """RMS norm over the last dimension, fused with the residual add (`reference.py` defines it).
+
+    Args:
+        x: input in fp32, bf16, fp16 or float64; sum and statistics are fp32 (float64 for float64).
+        weight: scale per feature.
+        residual: added to x before the norm; any accepted dtype.
+        eps: added to the mean square under the root; must be positive.
+        residual_in_fp32: return the sum in fp32 (float64 for float64), else in x's dtype.
+        implementation: "auto", "triton", "cpu" or "reference".
+
+    Returns:
+        y in x's dtype, or (y, x + residual) when a residual is given.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; an implementation that cannot run here.
+    """
+    check_float(OP, "x", x)
+    if x.dim() < 1 or 0 in x.shape:
+        raise ValueError(f"{OP}: x has shape {tuple(x.shape)}; accepted is (..., D), none of them 0")
+    check_float(OP, "weight", weight)
+    check_shape(OP, "weight", weight, "D", (x.shape[-1],))
+    check_device(OP, "weight", weight, "x", x)
+    if residual is not None:
+        check_float(OP, "residual", residual)
+        check_shape(OP, "residual", residual, "... D", tuple(x.shape))
+        check_device(OP, "residual", residual, "x", x)
+    if not eps > 0:
+        raise ValueError(f"{OP}: eps={eps!r} must be positive")
+    run = REGISTRY.choose(implementation, x, weight)
+    y, new_residual = run(x, weight.to(accumulation_dtype(x.dtype)), residual, eps, residual_in_fp32)
+    return y if residual is None else (y, new_residual)
