@@ -1,0 +1,35 @@
+"""The contract of a backbone: ids in, hidden states out, one state for all that it carries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqmodels.layers.state import State
+
+
+class Backbone(nn.Module, ABC):
+    """Maps ids_BL to hidden_BLD under the same laws as a `SequenceLayer`.
+
+    Attributes:
+        d_model: width of the hidden states.
+        vocab_size: ids are 0..vocab_size-1.
+        embedding: the table of ids; a tied head shares its weight.
+    """
+
+    d_model: int
+    vocab_size: int
+    embedding: nn.Embedding
+
+    @property
+    @abstractmethod
+    def is_causal(self) -> bool:
+        """Whether hidden[:, t] depends on ids[:, :t+1] alone."""
+
+    @abstractmethod
+    def forward(
+        self, ids_BL: Int[Tensor, "B L"], state: State = None, *, cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None
+    ) -> tuple[Float[Tensor, "B L D"], State]:
+        """Runs over L positions from `state` (None: the start); see `SequenceLayer.forward`."""

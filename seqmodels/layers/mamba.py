@@ -1,0 +1,217 @@
+"""Mamba-1: a gated block around a selective state-space scan (Gu and Dao 2023, arXiv:2312.00752; "the paper").
+
+| name | paper | meaning |
+|---|---|---|
+| D | D | model width |
+| E | ED | inner width, expand * D |
+| N | N | state size per channel |
+| R | R | rank of the projection that makes the step size dt (section 3.6) |
+| W | | width of the causal convolution |
+
+Shapes of what the block makes on its way, for x_BLD:
+
+    xz    = in_proj x                     (B, L, 2E)   two branches: signal and gate
+    x     = silu(conv1d(x))               (B, L, E)    causal, one filter a channel
+    dt,b,c = x_proj x                     R | N | N    the selection: functions of the input (alg. 2)
+    dt    = softplus(dt_proj dt)          (B, L, E)
+    h_t   = exp(dt_t A) h_{t-1} + dt_t b_t x_t         (eq. 2a with the ZOH/Euler rule of section 3.6)
+    y_t   = c_t h_t + D x_t                            (eq. 2b)
+    out   = out_proj(y * silu(z))         (B, L, D)
+
+Parameter names and shapes are the published ones, so released weights load unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from seqkernels import causal_conv1d, mamba_step, selective_scan
+from seqkernels.checks import accumulation_dtype
+from torch import Tensor, nn
+
+from seqmodels.layers.base import SequenceLayer, require_positive
+
+
+class MambaState(NamedTuple):
+    """What Mamba carries between pieces.
+
+    Attributes:
+        conv: (B, W-1, E) the convolution's last inputs, oldest first.
+        ssm: (B, E, N) fp32, h of the last position.
+    """
+
+    conv: Float[Tensor, "B Wm1 E"]
+    ssm: Float[Tensor, "B E N"]
+
+
+class Mamba(SequenceLayer):
+    """Selective state-space layer, O(L) time, O(1) state.
+
+    Args:
+        d_model: width D of input and output.
+        d_state: state size N per channel.
+        d_conv: width W of the causal convolution, 2 to 8.
+        expand: inner width E = expand * d_model.
+        dt_rank: R, or "auto" for ceil(d_model / 16).
+        dt_min: smallest step size at initialisation (time constants are about 1/dt positions).
+        dt_max: largest step size at initialisation.
+        dt_init_floor: initial step sizes are clamped from below to this.
+        conv_bias: whether the convolution has a bias.
+        bias: whether in_proj and out_proj have biases.
+        implementation: which implementation of the scan runs ("auto" chooses); with "reference", the convolution
+            and the decode step take their references too.
+
+    Raises:
+        ValueError: a size is below 1, d_conv is not in 2..8, dt_rank is neither "auto" nor positive, or not
+            0 < dt_min <= dt_max.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = "auto",
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        implementation: str = "auto",
+    ):
+        super().__init__()
+        require_positive(d_model=d_model, d_state=d_state, expand=expand)
+        if not 2 <= d_conv <= 8:
+            raise ValueError(f"d_conv={d_conv}: must be from 2 to 8")
+        if not 0 < dt_min <= dt_max:
+            raise ValueError(f"dt_min={dt_min} and dt_max={dt_max}: step sizes need 0 < dt_min <= dt_max")
+        self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
+        self.dt_rank = _resolve_dt_rank(dt_rank, d_model)
+        self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
+        self.implementation = implementation
+
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
+        # Holds the published (E, 1, W) weight and its initialisation; the op in seqkernels does the work.
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, bias=conv_bias)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True)
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
+        self.D._no_weight_decay = True  # type: ignore[attr-defined]
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The published initialisation (the authors' `mamba_simple.py`).
+
+        dt's bias is softplus^-1 of a log-uniform draw (the paper's section 3.6 says uniform; the released code, and
+        so the released models, are log-uniform). A = -(1..N), S4D-Real (section 3.6). Linear biases start at zero.
+        """
+        for linear in (self.in_proj, self.x_proj, self.out_proj):
+            linear.reset_parameters()
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        self.conv1d.reset_parameters()
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        low, high = math.log(self.dt_min), math.log(self.dt_max)
+        dt_E = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(low, high)).clamp(min=self.dt_init_floor)
+        self.dt_proj.bias.copy_(dt_E + torch.log(-torch.expm1(-dt_E)))  # softplus^-1(y) = y + log(1 - e^-y)
+        n_N = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_log.device)
+        self.A_log.copy_(torch.log(n_N).expand_as(self.A_log))
+        nn.init.ones_(self.D)
+
+    def forward(
+        self,
+        x_BLD: Float[Tensor, "B L D"],
+        state: MambaState | None = None,
+        *,
+        cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], MambaState]:
+        """See `SequenceLayer.forward`. Backward reaches x, every parameter and the incoming state."""
+        xz_BLE2 = self.in_proj(x_BLD)
+        if x_BLD.shape[1] == 1 and state is not None and cu_seqlens is None and not torch.is_grad_enabled():
+            y_BLE, new_state = self._step(xz_BLE2, state)
+        else:
+            y_BLE, new_state = self._scan(xz_BLE2, state or MambaState(None, None), cu_seqlens)  # type: ignore[arg-type]
+        return self.out_proj(y_BLE), new_state
+
+    def _scan(
+        self, xz_BLE2: Float[Tensor, "B L E2"], state: MambaState, cu_seqlens: Tensor | None
+    ) -> tuple[Float[Tensor, "B L E"], MambaState]:
+        """What stands between the two big projections, for any L."""
+        x_BLE, z_BLE = xz_BLE2.chunk(2, dim=-1)
+        x_BLE, conv_state = causal_conv1d(
+            x_BLE,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=state.conv,
+            cu_seqlens=cu_seqlens,
+            return_final_state=True,
+            implementation=self._around_the_scan,
+        )
+        dt_BLR, b_BLN, c_BLN = self.x_proj(x_BLE).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        y_BLE, ssm_state = selective_scan(
+            x_BLE,
+            F.linear(dt_BLR, self.dt_proj.weight),  # dt_proj without its bias, which the scan adds in fp32
+            self._a_EN(),
+            b_BLN,
+            c_BLN,
+            d_E=self.D,
+            z_BLE=z_BLE,
+            dt_bias_E=self.dt_proj.bias,
+            dt_softplus=True,
+            initial_state_BEN=state.ssm,
+            cu_seqlens=cu_seqlens,
+            return_final_state=True,
+            implementation=self.implementation,
+        )
+        return y_BLE, MambaState(conv_state, ssm_state)
+
+    def _step(
+        self, xz_B1E2: Float[Tensor, "B 1 E2"], state: MambaState
+    ) -> tuple[Float[Tensor, "B 1 E"], MambaState]:
+        """The same for one position without gradients, fused into one op."""
+        y_BE, *new_state = mamba_step(
+            xz_B1E2.squeeze(1),
+            *state,
+            conv_weight_EW=self.conv1d.weight.squeeze(1),
+            conv_bias_E=self.conv1d.bias,
+            x_proj_weight=self.x_proj.weight,
+            dt_proj_weight_ER=self.dt_proj.weight,
+            dt_bias_E=self.dt_proj.bias,
+            a_EN=self._a_EN(),
+            d_E=self.D,
+            implementation=self._around_the_scan,
+        )
+        return y_BE.unsqueeze(1), MambaState(*new_state)
+
+    def _a_EN(self) -> Float[Tensor, "E N"]:
+        """A = -exp(A_log), in fp32 also when the whole model was cast to bf16 by hand."""
+        return -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype)))
+
+    @property
+    def _around_the_scan(self) -> str:
+        """The other ops have no implementation of the scan's names, but all have a reference."""
+        return "reference" if self.implementation == "reference" else "auto"
+
+    def extra_repr(self) -> str:
+        return f"d_state={self.d_state}, dt_rank={self.dt_rank}, implementation={self.implementation!r}"
+
+
+def _resolve_dt_rank(dt_rank: int | str, d_model: int) -> int:
+    if dt_rank == "auto":
+        return math.ceil(d_model / 16)
+    if isinstance(dt_rank, int) and dt_rank >= 1:
+        return dt_rank
+    raise ValueError(f'dt_rank={dt_rank!r}: must be "auto" or a whole number of at least 1')
+

@@ -1,0 +1,72 @@
+"""What a layer carries from one piece of a sequence to the next, and the few things one does with it.
+
+A state is a tensor, or a (named) tuple of states, or None ("start from zero"; also what a layer without memory
+returns inside a tuple is `()`). Dimension 0 of every tensor is the batch (or, with cu_seqlens, the sequence), so
+rows can be taken, repeated and joined without knowing the layer. Recurrent values are fp32 whatever the
+activations are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+State: TypeAlias = Any  # Tensor | tuple[State, ...] | None; Python cannot say "recursively" in a way pyright follows
+
+
+def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """The same structure with `function` applied to every tensor."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, tuple):
+        return _like(state, [map_state(function, part) for part in state])
+    raise TypeError(f"a state is a tensor, a tuple of states or None, not {type(state).__name__}")
+
+
+def state_tensors(state: State) -> Iterator[Tensor]:
+    """Every tensor of a state, in a fixed order."""
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None:
+        for part in state:
+            yield from state_tensors(part)
+
+
+def detach_state(state: State) -> State:
+    """Cuts the gradient: what truncated back-propagation puts between two pieces."""
+    return map_state(Tensor.detach, state)
+
+
+def select_state(state: State, rows_K: Int[Tensor, " K"] | Sequence[int]) -> State:
+    """Rows of a state, repeated or dropped at will: `select_state(s, [0] * 8)` continues one prompt eight ways."""
+
+    def take(tensor: Tensor) -> Tensor:
+        return tensor.index_select(0, torch.as_tensor(rows_K, device=tensor.device, dtype=torch.int64))
+
+    return map_state(take, state)
+
+
+def concat_states(states: Sequence[State]) -> State:
+    """Joins states along the batch; all must have the same structure."""
+    first = states[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(list(states), dim=0)
+    return _like(first, [concat_states(parts) for parts in zip(*states, strict=True)])
+
+
+def state_bytes(state: State) -> int:
+    """Memory of a state in bytes: all that inference keeps of the past."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state_tensors(state))
+
+
+def _like(template: tuple[Any, ...], parts: Sequence[Any]) -> tuple[Any, ...]:
+    """A tuple of the template's type: NamedTuples are called with one argument a field, tuples with one iterable."""
+    return type(template)(*parts) if hasattr(template, "_fields") else tuple(parts)

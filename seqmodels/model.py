@@ -1,0 +1,92 @@
+"""A model is a backbone and a head: ids_BL -> hidden_BLD -> logits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from seqmodels.backbones.base import Backbone
+from seqmodels.heads.base import Head
+from seqmodels.heads.next_token import NextTokenHead
+from seqmodels.instantiate import locate
+from seqmodels.layers.state import State
+
+
+class SequenceModel(nn.Module):
+    """Holds the head under the name that published weights use, so their state dicts load unchanged.
+
+    Args:
+        backbone: ids to hidden states.
+        head: hidden states to logits; a tied `NextTokenHead` takes the backbone's embedding table.
+
+    Raises:
+        ValueError: a tied head's table has not the embedding's shape.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head):
+        super().__init__()
+        self.backbone = backbone
+        self._head_name = head.published_name
+        self.add_module(self._head_name, head)
+        self.tie_weights()
+
+    @property
+    def head(self) -> Head:
+        """The head, whatever name it is registered under."""
+        return self.get_submodule(self._head_name)  # type: ignore[return-value]
+
+    def tie_weights(self) -> None:
+        """Shares the embedding with a tied head; again after `to_empty`, which makes two tables of one."""
+        head = self.head
+        if isinstance(head, NextTokenHead) and head.tied:
+            head.tie(self.backbone.embedding)
+
+    def forward(
+        self,
+        ids_BL: Int[Tensor, "B L"],
+        state: State = None,
+        *,
+        cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
+        lengths_B: Int[Tensor, " B"] | None = None,
+    ) -> tuple[Tensor, State]:
+        """Logits, and the state after the last position. L = 1 with a state is one step of decoding.
+
+        Args:
+            ids_BL: int64 ids in 0..vocab_size-1.
+            state: what the previous piece returned; None starts from zero.
+            cu_seqlens: offsets of sequences packed into one row (B == 1); the state then has one row a sequence.
+            lengths_B: real positions of each row, padding on the right; pooling heads need it. The returned state
+                of a padded row has seen its padding.
+        """
+        hidden_BLD, state = self.backbone(ids_BL, state, cu_seqlens=cu_seqlens)
+        return self.head(hidden_BLD, lengths_B), state
+
+
+def model_spec(
+    backbone: Mapping[str, Any], head: Mapping[str, Any], *, vocab_size: int, num_classes: int | None = None
+) -> dict[str, Any]:
+    """The plain-data description of a model with every run-time value filled in: what `model.json` stores.
+
+    Args:
+        backbone: a backbone's spec (`_target_` and its keywords), without vocab_size.
+        head: a head's spec, without d_model, vocab_size or num_classes: its signature says which it takes.
+        vocab_size: the tokenizer's.
+        num_classes: number of labels of a classification data set.
+
+    Returns:
+        A spec for `seqmodels.instantiate.build`.
+
+    Raises:
+        ValueError: the head needs num_classes and there are none: the data has no labels.
+    """
+    backbone = {**backbone, "vocab_size": vocab_size}
+    known = {"d_model": backbone["d_model"], "vocab_size": vocab_size, "num_classes": num_classes}
+    wanted = inspect.signature(locate(head["_target_"])).parameters
+    if "num_classes" in wanted and not num_classes:
+        raise ValueError(f"head {head['_target_']} needs labeled classes, and this data set has none")
+    filled = {name: value for name, value in known.items() if name in wanted}
+    return {"_target_": "seqmodels.model.SequenceModel", "backbone": backbone, "head": {**head, **filled}}
