@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -94,7 +96,7 @@ def _check_cu_seqlens_values(op: str, cu_seqlens: Tensor, length: int) -> None:
         raise ValueError(
             f"{op}: cu_seqlens runs from {ends[0]} to {ends[-1]}; it must start at 0 and end at L={length}"
         )
-    for index, (start, end) in enumerate(zip(ends, ends[1:])):
+    for index, (start, end) in enumerate(pairwise(ends)):
         if end <= start:
             raise ValueError(
                 f"{op}: cu_seqlens[{index + 1}]={end} is not above cu_seqlens[{index}]={start}; sequences must not be "

@@ -48,9 +48,10 @@ def constant(function: Function) -> Function:
 def _load(path: str) -> ModuleType | str:
     """Import an implementation; a missing dependency comes back as the reason in words."""
     try:
-        return importlib.import_module(path)
+        module = importlib.import_module(path)
     except ImportError as error:
         return f"cannot be imported: {error}"
+    return module if hasattr(module, "unavailable") else "is not finished"
 
 
 @constant
@@ -103,9 +104,8 @@ class Registry:
         """
         if implementation != "auto":
             if implementation not in self.modules:
-                raise ValueError(
-                    f"{self.op}: implementation={implementation!r} is unknown; accepted: auto, {', '.join(self.modules)}"
-                )
+                accepted = ", ".join(["auto", *self.modules])
+                raise ValueError(f"{self.op}: implementation={implementation!r} is unknown; accepted: {accepted}")
             reason = self.unavailable(implementation, x, parameter, **details)
             if reason is not None:
                 raise ValueError(

@@ -6,7 +6,6 @@ Each op's folder holds a `spec.py` with a module-level `SPEC`; `specs()` finds t
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -59,7 +58,7 @@ class OpSpec:
         samples: (device, dtype) to the grid of calls that every implementation must get right.
         gradcheck_samples: small float64 calls for `torch.autograd.gradcheck` of the reference.
         error_inputs: calls that must be refused.
-        bench_shapes: the shapes that `seqkernels.bench` measures; keys are legend letters.
+        bench_shapes: device type to the shapes that `seqkernels.bench` measures there; keys are legend letters.
         bench_sample: (shape, device, dtype) to the call that is timed.
         elements: how many elements one call at a shape processes; the unit of the gelems_per_s column.
         bound_ms: (shape, dtype, mode) to the lower bound in ms on one H200; None where no bound is known.
@@ -76,7 +75,7 @@ class OpSpec:
     samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
     gradcheck_samples: Callable[[], Iterator[Sample]]
     error_inputs: Callable[[], Iterator[ErrorInput]]
-    bench_shapes: tuple[Mapping[str, int], ...]
+    bench_shapes: Mapping[str, tuple[Mapping[str, int], ...]]
     bench_sample: Callable[[Mapping[str, int], torch.device, torch.dtype], Sample]
     elements: Callable[[Mapping[str, int]], int]
     bound_ms: Callable[[Mapping[str, int], torch.dtype, str], float] | None = None
@@ -91,8 +90,8 @@ class OpSpec:
 
     def probe(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The smallest (x, parameter) pair on this device, to ask implementations whether they could run."""
-        shape = dict.fromkeys(self.bench_shapes[0], 4)
-        return self.probe_tensors(self.bench_sample(shape, device, dtype))
+        letters = self.bench_shapes["cpu"][0]
+        return self.probe_tensors(self.bench_sample(dict.fromkeys(letters, 4), device, dtype))
 
     def probe_tensors(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """The two tensors of a sample that `Registry.choose` is asked with: the first input and the parameter."""
@@ -102,7 +101,7 @@ class OpSpec:
 def specs() -> list[OpSpec]:
     """The SPEC of every op, one per sub-package that holds a `spec.py`, in alphabetical order."""
     root = Path(__file__).parent
-    names = sorted(m.name for m in pkgutil.iter_modules([str(root)]) if m.ispkg and (root / m.name / "spec.py").exists())
+    names = sorted(path.parent.name for path in root.glob("*/spec.py"))
     return [importlib.import_module(f"seqkernels.{name}.spec").SPEC for name in names]
 
 
@@ -126,16 +125,19 @@ def h200_bandwidth_ms(n_bytes: float) -> float:
     return n_bytes / H200_BYTES_PER_MS
 
 
-def seeded(name: str, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+def seeded(name: str, device: torch.device, dtype: torch.dtype, *, large: bool = False) -> Callable[..., Tensor]:
     """A `torch.randn` of fixed dtype, device and seed (from the sample's name): `random(*shape, parameter=False)`.
 
-    Values are drawn in float64 on the CPU and rounded, so that every device and dtype sees the same numbers.
-    With `parameter=True` the dtype is the accumulation dtype, as parameters have.
+    Values are drawn in float64 on the CPU and rounded, so that every device and dtype sees the same numbers; with
+    `large=True` (benchmarks) they are drawn where and as they are needed. With `parameter=True` the dtype is the
+    accumulation dtype, as parameters have.
     """
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    generator = torch.Generator(device if large else "cpu").manual_seed(zlib.crc32(name.encode()))
 
     def random(*shape: int, parameter: bool = False) -> Tensor:
-        values = torch.randn(*shape, dtype=torch.float64, generator=generator)
-        return values.to(device, accumulation_dtype(dtype) if parameter else dtype)
+        target = accumulation_dtype(dtype) if parameter else dtype
+        if large:
+            return torch.randn(*shape, dtype=target, device=device, generator=generator)
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, target)
 
     return random

@@ -29,11 +29,11 @@ REGISTRY = Registry(
 def causal_conv1d(
     x_BLE: Float[Tensor, "B L E"],
     weight_EW: Float[Tensor, "E W"],
-    bias_E: Float[Tensor, "E"] | None = None,
+    bias_E: Float[Tensor, E] | None = None,
     *,
     activation: str | None = None,
     initial_state: Float[Tensor, "S W-1 E"] | None = None,
-    cu_seqlens: Int[Tensor, "nseq+1"] | None = None,
+    cu_seqlens: Int[Tensor, nseq+1] | None = None,
     return_final_state: bool = False,
     implementation: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -84,6 +84,6 @@ def causal_conv1d(
             check_device(OP, name, tensor, "x_BLE", x_BLE)
     run = REGISTRY.choose(implementation, x_BLE, weight_EW, packed=cu_seqlens is not None)
     real = accumulation_dtype(x_BLE.dtype)
-    weight_EW, bias_E, initial_state = (None if t is None else t.to(real) for t in (weight_EW, bias_E, initial_state))
-    y_BLE, final_state = run(x_BLE, weight_EW, bias_E, activation, initial_state, cu_seqlens)
+    bias_E, initial_state = (None if t is None else t.to(real) for t in (bias_E, initial_state))
+    y_BLE, final_state = run(x_BLE, weight_EW.to(real), bias_E, activation, initial_state, cu_seqlens)
     return (y_BLE, final_state) if return_final_state else y_BLE

@@ -1,11 +1,14 @@
 """The definition of the causal depthwise convolution, in plain PyTorch.
 
 Each channel e is filtered on its own: y_t = bias + sum over w of weight[w] * x_{t - (W-1) + w}, then silu if asked.
-Before the first position stand the W-1 inputs of the initial state (zeros when absent). This is `torch.nn.Conv1d(E, E, W,
-groups=E, padding=W-1)` cut to L, in channel-last layout; `weight_EW` is its weight without the middle dimension.
+Before the first position stand the W-1 inputs of the initial state (zeros when absent). This is
+`torch.nn.Conv1d(E, E, W, groups=E, padding=W-1)` cut to L, in channel-last layout; `weight_EW` is its weight without
+the middle dimension.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +26,10 @@ def unavailable(x_BLE: Tensor, weight_EW: Tensor, **details: object) -> str | No
 def conv(
     x_BLE: Float[Tensor, "B L E"],
     weight_EW: Float[Tensor, "E W"],
-    bias_E: Float[Tensor, "E"] | None,
+    bias_E: Float[Tensor, E] | None,
     activation: str | None,
     initial_state: Float[Tensor, "B W-1 E"] | None,
-    cu_seqlens: Int[Tensor, "nseq+1"] | None,
+    cu_seqlens: Int[Tensor, nseq+1] | None,
 ) -> tuple[Tensor, Tensor]:
     """Filter each sequence; see `seqkernels.causal_conv1d.op` for the arguments.
 
@@ -39,7 +42,7 @@ def conv(
     else:
         bounds = cu_seqlens.tolist()
         pieces = []
-        for i, (start, end) in enumerate(zip(bounds, bounds[1:])):
+        for i, (start, end) in enumerate(pairwise(bounds)):
             state = None if initial_state is None else initial_state[i : i + 1]
             pieces.append(_filter(x[:, start:end], weight_EW, state))
         y, final_state = torch.cat([p[0] for p in pieces], dim=1), torch.cat([p[1] for p in pieces])

@@ -1,8 +1,8 @@
 """`mamba_step`: the public op. Checks the arguments and picks an implementation.
 
-Every implementation receives, positionally, `(xz_B2E, conv_state, state_BEN, conv_weight_EW, conv_bias_E, x_proj_weight,
-dt_proj_weight_ER, dt_bias_E, a_EN, d_E, inplace)` and returns `(y_BE, conv_state, state_BEN)`, where everything but
-`xz_B2E` and the two projection weights is in the accumulation dtype: fp32 (float64 for float64 inputs).
+Every implementation receives, positionally, `(xz_B2E, conv_state, state_BEN, conv_weight_EW, conv_bias_E,
+x_proj_weight, dt_proj_weight_ER, dt_bias_E, a_EN, d_E, inplace)` and returns `(y_BE, conv_state, state_BEN)`, where
+everything but `xz_B2E` and the two projection weights is in the accumulation dtype: fp32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def mamba_step(
     state_BEN: Float[Tensor, "B E N"],
     *,
     conv_weight_EW: Float[Tensor, "E W"],
-    conv_bias_E: Float[Tensor, "E"] | None,
+    conv_bias_E: Float[Tensor, E] | None,
     x_proj_weight: Float[Tensor, "R+2*N E"],
     dt_proj_weight_ER: Float[Tensor, "E R"],
-    dt_bias_E: Float[Tensor, "E"],
+    dt_bias_E: Float[Tensor, E],
     a_EN: Float[Tensor, "E N"],
-    d_E: Float[Tensor, "E"],
+    d_E: Float[Tensor, E],
     inplace: bool = False,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,12 +25,12 @@ def step(
     conv_state: Float[Tensor, "B W-1 E"],
     state_BEN: Float[Tensor, "B E N"],
     conv_weight_EW: Float[Tensor, "E W"],
-    conv_bias_E: Float[Tensor, "E"] | None,
+    conv_bias_E: Float[Tensor, E] | None,
     x_proj_weight: Float[Tensor, "R+2*N E"],
     dt_proj_weight_ER: Float[Tensor, "E R"],
-    dt_bias_E: Float[Tensor, "E"],
+    dt_bias_E: Float[Tensor, E],
     a_EN: Float[Tensor, "E N"],
-    d_E: Float[Tensor, "E"],
+    d_E: Float[Tensor, E],
     inplace: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advance one position; see `seqkernels.mamba_step.op` for the arguments.

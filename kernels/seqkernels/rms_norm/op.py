@@ -27,7 +27,7 @@ REGISTRY = Registry(
 
 def rms_norm(
     x: Float[Tensor, "*batch D"],
-    weight: Float[Tensor, "D"],
+    weight: Float[Tensor, D],
     *,
     residual: Float[Tensor, "*batch D"] | None = None,
     eps: float = 1e-5,

@@ -20,7 +20,7 @@ def unavailable(x: Tensor, weight: Tensor, **details: object) -> str | None:
 
 def norm(
     x: Float[Tensor, "*batch D"],
-    weight: Float[Tensor, "D"],
+    weight: Float[Tensor, D],
     residual: Float[Tensor, "*batch D"] | None,
     eps: float,
     residual_in_fp32: bool,

@@ -12,10 +12,16 @@ from seqkernels.spec import ErrorInput, OpSpec, Sample, h200_bandwidth_ms, seede
 
 
 def sample(
-    name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype, *, residual: torch.dtype | None = None
+    name: str,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    residual: torch.dtype | None = None,
+    large: bool = False,
 ) -> Sample:
     """Random inputs of one call; `residual` is the residual's dtype, None for no residual."""
-    random = seeded(name, device, dtype)
+    random = seeded(name, device, dtype, large=large)
     tensors: dict[str, Tensor] = {"x": random(*shape), "weight": 1 + 0.2 * random(shape[-1], parameter=True)}
     if residual is not None:
         tensors["residual"] = random(*shape).to(residual)
@@ -63,7 +69,7 @@ def error_inputs() -> Iterator[ErrorInput]:
 
 def bench_sample(shape: Mapping[str, int], device: torch.device, dtype: torch.dtype) -> Sample:
     """The call that is timed: with an fp32 residual, as in a stack of layers."""
-    return sample("bench", (shape["B"], shape["L"], shape["D"]), device, dtype, residual=torch.float32)
+    return sample("bench", (shape["B"], shape["L"], shape["D"]), device, dtype, residual=torch.float32, large=True)
 
 
 def elements(shape: Mapping[str, int]) -> int:
@@ -86,12 +92,15 @@ SPEC = OpSpec(
     samples=samples,
     gradcheck_samples=gradcheck_samples,
     error_inputs=error_inputs,
-    bench_shapes=(
-        {"B": 8, "L": 2048, "D": 1024},
-        {"B": 8, "L": 2048, "D": 768},
-        {"B": 4, "L": 16384, "D": 512},
-        {"B": 1, "L": 1048576, "D": 256},
-    ),
+    bench_shapes={
+        "cuda": (
+            {"B": 8, "L": 2048, "D": 1024},
+            {"B": 8, "L": 2048, "D": 768},
+            {"B": 4, "L": 16384, "D": 512},
+            {"B": 1, "L": 1048576, "D": 256},
+        ),
+        "cpu": ({"B": 2, "L": 1024, "D": 256},),
+    },
     bench_sample=bench_sample,
     elements=elements,
     bound_ms=bound_ms,

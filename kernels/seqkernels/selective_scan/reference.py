@@ -16,6 +16,8 @@ itself and its conjugate, so y_t = 2 Re(C_t h_t).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
@@ -35,12 +37,12 @@ def scan(
     a_EN: Float[Tensor, "E N"] | Complex[Tensor, "E N"],
     b_BLGN: Float[Tensor, "B L G N"] | Complex[Tensor, "B L G N"],
     c_BLGN: Float[Tensor, "B L G N"] | Complex[Tensor, "B L G N"],
-    d_E: Float[Tensor, "E"] | None,
+    d_E: Float[Tensor, E] | None,
     z_BLE: Float[Tensor, "B L E"] | None,
-    dt_bias_E: Float[Tensor, "E"] | None,
+    dt_bias_E: Float[Tensor, E] | None,
     dt_softplus: bool,
     initial_state_BEN: Float[Tensor, "B E N"] | Complex[Tensor, "B E N"] | None,
-    cu_seqlens: Int[Tensor, "nseq+1"] | None,
+    cu_seqlens: Int[Tensor, nseq+1] | None,
 ) -> tuple[Tensor, Tensor]:
     """Scan each sequence step by step; see `seqkernels.selective_scan.op` for the arguments.
 
@@ -58,7 +60,7 @@ def scan(
     else:
         bounds = cu_seqlens.tolist()
         pieces = []
-        for i, (start, end) in enumerate(zip(bounds, bounds[1:])):
+        for i, (start, end) in enumerate(pairwise(bounds)):
             state = None if initial_state_BEN is None else initial_state_BEN[i : i + 1]
             x_, dt_, b_, c_ = (t[:, start:end] for t in (x, dt, b, c))
             pieces.append(_recurrence(x_, dt_, a_EN, b_, c_, state))
