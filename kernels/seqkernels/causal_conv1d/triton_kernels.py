@@ -64,8 +64,21 @@ def _tap(row_value, row, back: tl.constexpr, s, start, initial, e, e_in, E, W: t
 
 
 @triton.jit
+def _store_final_state(x_s, initial_s, final_s, length, stride_xl, e, E, W: tl.constexpr, HAS_INITIAL: tl.constexpr):
+    """The last W-1 inputs of one sequence; a sequence shorter than that keeps the end of its initial state."""
+    e_in = e < E
+    for slot in tl.static_range(W - 1):
+        row = length - (W - 1) + slot
+        value = tl.load(x_s + row * stride_xl + e, mask=e_in & (row >= 0), other=0.0).to(tl.float32)
+        if HAS_INITIAL:
+            state = tl.load(initial_s + (slot + length) * E + e, mask=e_in & (row < 0), other=0.0)
+            value += state.to(tl.float32)
+        tl.store(final_s + slot * E + e, value, mask=e_in)
+
+
+@triton.jit
 def forward(
-    x, weight, bias, initial, cu_seqlens, first_seq, y,
+    x, weight, bias, initial, cu_seqlens, first_seq, y, final,
     stride_xb, stride_xl, L, E, n_chunks,
     W: tl.constexpr, SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr,
     ROWS: tl.constexpr, UNROLL: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -107,32 +120,27 @@ def forward(
             tl.store(y_b + row * E + e, total, mask=e_in & (row < L))
         window = rows[UNROLL:]
 
+    if not PACKED:
+        if l0 + ROWS >= L:
+            state = b * (W - 1) * E
+            length = l0 * 0 + L  # 64-bit
+            _store_final_state(x_b, initial + state, final + state, length, stride_xl, e, E, W, HAS_INITIAL)
+
 
 @triton.jit
-def final_state(
+def packed_final_state(
     x, initial, cu_seqlens, final,
-    stride_xb, stride_xl, L, E,
-    W: tl.constexpr, HAS_INITIAL: tl.constexpr, PACKED: tl.constexpr, BLOCK_E: tl.constexpr,
+    stride_xl, E,
+    W: tl.constexpr, HAS_INITIAL: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """The last W-1 inputs of each sequence; a sequence shorter than that keeps the end of its initial state."""
+    """The final state of each packed sequence."""
     n_blocks_e = tl.cdiv(E, BLOCK_E)
     e = (tl.program_id(0) % n_blocks_e) * BLOCK_E + tl.arange(0, BLOCK_E)
-    e_in = e < E
     s = (tl.program_id(0) // n_blocks_e).to(tl.int64)
-    if PACKED:
-        start = tl.load(cu_seqlens + s).to(tl.int64)
-        length = tl.load(cu_seqlens + s + 1).to(tl.int64) - start
-        x_s = x + start * stride_xl
-    else:
-        length = L.to(tl.int64)
-        x_s = x + s * stride_xb
-    state_s = s * (W - 1) * E
-    for slot in tl.static_range(W - 1):
-        row = length - (W - 1) + slot
-        value = tl.load(x_s + row * stride_xl + e, mask=e_in & (row >= 0), other=0.0).to(tl.float32)
-        if HAS_INITIAL:
-            value += tl.load(initial + state_s + (slot + length) * E + e, mask=e_in & (row < 0), other=0.0).to(tl.float32)
-        tl.store(final + state_s + slot * E + e, value, mask=e_in)
+    start = tl.load(cu_seqlens + s).to(tl.int64)
+    length = tl.load(cu_seqlens + s + 1).to(tl.int64) - start
+    state = s * (W - 1) * E
+    _store_final_state(x + start * stride_xl, initial + state, final + state, length, stride_xl, e, E, W, HAS_INITIAL)
 
 
 @triton.jit
@@ -252,7 +260,7 @@ def initial_state_gradient(
         x_s = x + start * stride_xl
         dy_s = dy + start * stride_dyl
     else:
-        length = L.to(tl.int64)
+        length = s * 0 + L  # 64-bit
         x_s = x + s * stride_xb
         dy_s = dy + s * stride_dyb
     state_s = s * (W - 1) * E

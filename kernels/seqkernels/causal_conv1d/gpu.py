@@ -1,0 +1,241 @@
+"""`causal_conv1d` on the GPU: Triton kernels behind `torch.library` ops.
+
+In: x_BLE channel-last with any strides over B and L (the first half of in_proj's output is read in place).
+Out: y_BLE and the final state; gradients of every input, bit for bit the same from run to run.
+
+Bound by memory: forward moves one read of x and one write of y; backward reads x and dy and writes dx (the
+pre-activation is recomputed). The weight gradient is summed in fp32 registers over a block of rows, then over blocks
+in a fixed order; there are no atomics.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seqkernels import triton_runtime
+
+#: Programs to aim for, in warps: enough for several waves on a card with about 132 multiprocessors.
+_WARPS_WANTED = 12_000
+
+
+def unavailable(x_BLE: Tensor, weight_EW: Tensor, **details: object) -> str | None:
+    """Why these kernels cannot run on these tensors here, or None."""
+    return triton_runtime.unavailable(x_BLE)
+
+
+def conv(
+    x_BLE: Tensor,
+    weight_EW: Tensor,
+    bias_E: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Filter each sequence; see `seqkernels.causal_conv1d.op` for the arguments.
+
+    Returns:
+        y_BLE in x's dtype, and the last W-1 inputs of each sequence in fp32.
+    """
+    return _forward(x_BLE, weight_EW, bias_E, activation == "silu", initial_state, cu_seqlens)
+
+
+class Plan(NamedTuple):
+    """How the work is cut: a program walks `rows` rows of `block_e` channels, `unroll` rows at a time."""
+
+    rows: int
+    unroll: int
+    block_e: int
+    num_warps: int
+
+
+def plan(B: int, L: int, E: int, vector: int) -> Plan:
+    """Cut (B, L, E) into programs of up to 4 warps with `vector` channels a thread.
+
+    Long blocks of rows re-read little (W-1 rows of overlap), short ones give small inputs enough programs.
+    """
+    num_warps = 1
+    while num_warps < 4 and num_warps * 32 * vector < E and E % (num_warps * 64 * vector) == 0:
+        num_warps *= 2
+    block_e = num_warps * 32 * vector
+    rows = 256
+    while rows > 16 and B * -(-L // rows) * -(-E // block_e) * num_warps < _WARPS_WANTED:
+        rows //= 2
+    return Plan(rows, 4, block_e, num_warps)
+
+
+def plan_forward(x_BLE: Tensor) -> Plan:
+    """16 bytes of x a thread and row."""
+    return plan(*x_BLE.shape, vector=16 // x_BLE.element_size())
+
+
+def plan_backward(x_BLE: Tensor) -> Plan:
+    """4 channels a thread: taps, their gradients and the open rows of dx live in registers."""
+    return plan(*x_BLE.shape, vector=4)
+
+
+def _rows_in_place(x: Tensor) -> Tensor:
+    """x itself when its last dimension is dense, else a dense copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _first_sequences(cu_seqlens: Tensor, L: int, rows: int) -> Tensor:
+    """Which sequence holds the first row of each block of rows."""
+    starts = torch.arange(0, L, rows, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens, starts, right=True, out_int32=True) - 1
+
+
+@torch.library.custom_op("seqkernels::causal_conv1d_triton", mutates_args=())
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from seqkernels.causal_conv1d import triton_kernels
+
+    x, weight, initial = _rows_in_place(x), weight.contiguous(), None if initial is None else initial.contiguous()
+    (B, L, E), W = x.shape, weight.shape[1]
+    y, final = _empty_outputs(x, weight, cu_seqlens)
+    cut = plan_forward(x)
+    packed = cu_seqlens is not None
+    n_chunks, n_blocks_e = -(-L // cut.rows), -(-E // cut.block_e)
+    with torch.cuda.device_of(x):
+        triton_kernels.forward[(B * n_chunks * n_blocks_e,)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            x if initial is None else initial,
+            cu_seqlens if packed else x,
+            _first_sequences(cu_seqlens, L, cut.rows) if packed else x,
+            y,
+            final,
+            x.stride(0),
+            x.stride(1),
+            L,
+            E,
+            n_chunks,
+            W=W,
+            SILU=silu,
+            HAS_BIAS=bias is not None,
+            HAS_INITIAL=initial is not None,
+            PACKED=packed,
+            ROWS=cut.rows,
+            UNROLL=cut.unroll,
+            BLOCK_E=cut.block_e,
+            num_warps=cut.num_warps,
+        )
+        if packed:
+            triton_kernels.packed_final_state[(final.shape[0] * n_blocks_e,)](
+                x,
+                x if initial is None else initial,
+                cu_seqlens,
+                final,
+                x.stride(1),
+                E,
+                W=W,
+                HAS_INITIAL=initial is not None,
+                BLOCK_E=cut.block_e,
+                num_warps=cut.num_warps,
+            )
+    return y, final
+
+
+@_forward.register_fake
+def _empty_outputs_fake(x, weight, bias, silu, initial, cu_seqlens):
+    return _empty_outputs(x, weight, cu_seqlens)
+
+
+def _empty_outputs(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    B, _, E = x.shape
+    sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return y, torch.empty(sequences, weight.shape[1] - 1, E, dtype=torch.float32, device=x.device)
+
+
+@torch.library.custom_op("seqkernels::causal_conv1d_triton_backward", mutates_args=())
+def _backward(
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from seqkernels.causal_conv1d import triton_kernels
+
+    x, weight, initial = _rows_in_place(x), weight.contiguous(), None if initial is None else initial.contiguous()
+    dy = torch.zeros_like(x) if dy is None else _rows_in_place(dy)
+    dfinal = None if dfinal is None else dfinal.contiguous()
+    (B, L, E), W = x.shape, weight.shape[1]
+    cut = plan_backward(x)
+    packed = cu_seqlens is not None
+    n_chunks, n_blocks_e = -(-L // cut.rows), -(-E // cut.block_e)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    partial = torch.empty(B * n_chunks, W + 1, E, dtype=torch.float32, device=x.device)
+    shared_options = {
+        "W": W,
+        "SILU": silu,
+        "HAS_BIAS": bias is not None,
+        "HAS_DFINAL": dfinal is not None,
+        "PACKED": packed,
+        "BLOCK_E": cut.block_e,
+        "num_warps": cut.num_warps,
+    }
+    strides = (x.stride(0), x.stride(1), dy.stride(0), dy.stride(1))
+    pointers = (
+        x,
+        weight,
+        weight if bias is None else bias,
+        x if initial is None else initial,
+        cu_seqlens if packed else x,
+    )
+    with torch.cuda.device_of(x):
+        triton_kernels.backward[(B * n_chunks * n_blocks_e,)](
+            *pointers,
+            _first_sequences(cu_seqlens, L, cut.rows) if packed else x,
+            dy,
+            x if dfinal is None else dfinal,
+            dx,
+            partial,
+            *strides,
+            L,
+            E,
+            n_chunks,
+            HAS_INITIAL=initial is not None,
+            ROWS=cut.rows,
+            UNROLL=cut.unroll,
+            **shared_options,
+        )
+        dinitial = x.new_empty(0) if initial is None else torch.empty_like(initial)
+        if initial is not None:
+            triton_kernels.initial_state_gradient[(initial.shape[0] * n_blocks_e,)](
+                *pointers, dy, x if dfinal is None else dfinal, dinitial, *strides, L, E, **shared_options
+            )
+    sums = partial.sum(0)  # torch sums a dimension in a fixed order
+    dweight = sums[:W].t().to(weight.dtype, copy=True, memory_format=torch.contiguous_format)
+    dbias = x.new_empty(0) if bias is None else sums[W].to(bias.dtype, copy=True)
+    return dx, dweight, dbias, dinitial
+
+
+@_backward.register_fake
+def _backward_fake(dy, dfinal, x, weight, bias, silu, initial, cu_seqlens):
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dbias, dinitial = (x.new_empty(0) if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (bias, initial))
+    return dx, torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), dbias, dinitial
+
+
+def _save(ctx, inputs, output):
+    x, weight, bias, ctx.silu, initial, cu_seqlens = inputs
+    ctx.save_for_backward(x, weight, bias, initial, cu_seqlens)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dy, dfinal):
+    x, weight, bias, initial, cu_seqlens = ctx.saved_tensors
+    dx, dweight, dbias, dinitial = _backward(dy, dfinal, x, weight, bias, ctx.silu, initial, cu_seqlens)
+    return dx, dweight, None if bias is None else dbias, None, None if initial is None else dinitial, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
