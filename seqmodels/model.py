@@ -31,13 +31,13 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self._head_name = head.published_name
-        self.add_module(self._head_name, head)
+        self._modules[self._head_name] = head  # not add_module: it refuses "head", which is also the property's name
         self.tie_weights()
 
     @property
     def head(self) -> Head:
         """The head, whatever name it is registered under."""
-        return self.get_submodule(self._head_name)  # type: ignore[return-value]
+        return self._modules[self._head_name]  # type: ignore[return-value]
 
     def tie_weights(self) -> None:
         """Shares the embedding with a tied head; again after `to_empty`, which makes two tables of one."""

@@ -35,10 +35,10 @@ class LossSums:
 
     def metrics(self) -> dict[str, float]:
         """{"loss": nats, "bits": bits per target, ...} as plain numbers; NaN when nothing counts."""
-        count = float(self.count)
-        loss = float(self.loss_sum) / count if count else math.nan
-        rest = {name: float(value) / count if count else math.nan for name, value in self.metric_sums.items()}
-        return {"loss": loss, "bits": loss / math.log(2), **rest}
+        count = self.count.item()
+        sums = {"loss": self.loss_sum.detach(), **self.metric_sums}
+        means = {name: value.item() / count if count else math.nan for name, value in sums.items()}
+        return {**means, "bits": means["loss"] / math.log(2)}
 
     def detach(self) -> LossSums:
         """Without the graph and in float64, ready to be added up over a whole evaluation."""

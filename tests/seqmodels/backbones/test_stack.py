@@ -1,0 +1,91 @@
+"""The stack: initialisation, the residual stream, recomputation in backward."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from seqmodels.backbones.stack import Stack
+from seqmodels.layers.mamba import Mamba
+
+
+def stack(**kwargs) -> Stack:
+    torch.manual_seed(0)
+    return Stack(**{"vocab_size": 6, "d_model": 32, "n_layers": 4, "layer": Mamba, **kwargs})
+
+
+def test_published_initialisation():
+    torch.manual_seed(0)
+    wide = Stack(vocab_size=4000, d_model=128, n_layers=4, layer=Mamba)
+    assert wide.embedding.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    torch.manual_seed(0)
+    alone = Mamba(128)  # kaiming_uniform(a=sqrt(5)): uniform within 1/sqrt(fan in)
+    bound = (2 * 128) ** -0.5
+    assert alone.out_proj.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    for block in wide.layers:
+        assert block.mixer.out_proj.weight.abs().max().item() == pytest.approx(bound / 2, rel=0.01)
+        assert block.mixer.in_proj.weight.abs().max().item() == pytest.approx(128**-0.5, rel=0.01)
+
+
+def test_is_embedding_plus_blocks():
+    model = stack()
+    ids_BL = torch.randint(0, 6, (2, 9))
+    residual = model.embedding(ids_BL)
+    for block in model.layers:
+        residual = residual + block.mixer(block.norm(residual))[0]
+    torch.testing.assert_close(model(ids_BL)[0], model.norm_f(residual), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("in_fp32", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_dtype_of_the_residual_stream(in_fp32, dtype):
+    model = stack(residual_in_fp32=in_fp32).bfloat16()
+    seen = []
+    model.layers[2].register_forward_hook(lambda module, args, result: seen.append(result[1].dtype))
+    model(torch.randint(0, 6, (1, 5)))
+    assert seen == [dtype]
+
+
+def test_recomputing_blocks_changes_no_gradient():
+    ids_BL = torch.randint(0, 6, (2, 17))
+    grads = []
+    for flag in (False, True):
+        model = stack(checkpoint_blocks=flag)
+        first, state = model(ids_BL[:, :8])
+        second, _ = model(ids_BL[:, 8:], state)
+        (first.square().sum() + second.square().sum()).backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*grads, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_recomputing_blocks_saves_memory():
+    def saved_bytes(flag: bool) -> int:
+        total, seen = 0, set()
+
+        def pack(tensor):
+            nonlocal total
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        model = stack(checkpoint_blocks=flag)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden, _ = model(torch.randint(0, 6, (2, 256)))
+        assert hidden.requires_grad
+        return total
+
+    assert saved_bytes(True) < 0.4 * saved_bytes(False)
+
+
+@pytest.mark.parametrize("argument", ["vocab_size", "d_model", "n_layers", "pad_vocab_to"])
+def test_refuses_sizes_below_one(argument):
+    with pytest.raises(ValueError, match=f"{argument}=0"):
+        stack(**{argument: 0})
+
+
+def test_layer_factories_may_differ_by_their_arguments():
+    model = stack(layer=functools.partial(Mamba, d_state=3))
+    assert {mixer.d_state for mixer in model.mixers} == {3}
