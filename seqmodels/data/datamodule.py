@@ -1,0 +1,108 @@
+"""A `Corpus` as a Lightning DataModule whose position is saved and restored: resuming continues with equal batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from seqmodels.data.collate import collate_for
+from seqmodels.data.loader import BatchStream, DataSettings, evaluation_batches, training_batches
+from seqmodels.data.record import Batch, Corpus
+from seqmodels.data.sampler import Share
+
+
+class SequenceDataModule(L.LightningDataModule):
+    """Training and validation batches of a corpus.
+
+    Args:
+        corpus: the data set with its splits and tokenizer.
+        objective: what the head needs, see `seqmodels.data.collate.collate_for`.
+        settings: batch size, workers, bad records.
+        seed: order of the samples.
+
+    Attributes:
+        position: training batches the model has been trained on. The trainer counts it up after each one (what
+            was only read ahead does not count); `state_dict` carries it.
+    """
+
+    def __init__(self, corpus: Corpus, *, objective: str, settings: DataSettings, seed: int = 0) -> None:
+        super().__init__()
+        self.corpus = corpus
+        self.settings = settings
+        self.seed = seed
+        self.collate = collate_for(objective, corpus.tokenizer)
+        self.position = 0
+        self._stream: BatchStream | None = None
+        self._validation: tuple[int | None, BatchStream] | None = None
+        self._skipped_before: list[str] = []
+
+    @property
+    def share(self) -> Share:
+        """This process's part of every batch."""
+        if self.trainer is None:
+            return Share()
+        return Share(self.trainer.global_rank, self.trainer.world_size)
+
+    @property
+    def epoch(self) -> float:
+        """How often the training split has been seen, in passes."""
+        return self.position * self.settings.batch_size / len(self.corpus.split("train"))
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why records were skipped in what has been trained on, one message a record."""
+        now = self._stream.skipped if self._stream else []
+        return self._skipped_before + [message for number, message in now if number < self.position]
+
+    def train_dataloader(self) -> BatchStream:
+        """The endless stream from `position` on."""
+        dataset = self.corpus.split("train")
+        self._stream = training_batches(
+            dataset, self.collate, self.settings, seed=self.seed, start=self.position, share=self.share
+        )
+        return self._stream
+
+    def validation_batches(self, max_batches: int | None = None) -> BatchStream:
+        """The validation split in order, this process's share of it; its workers stay for the next time."""
+        if self._validation is None or self._validation[0] != max_batches:
+            stream = evaluation_batches(
+                self.corpus.split("valid"), self.collate, self.settings, max_batches=max_batches, share=self.share
+            )
+            self._validation = (max_batches, stream)
+        return self._validation[1]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Copies that overlap with computing where the batch lies in pinned memory."""
+        return batch.to(device, non_blocking=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is counted in: it means nothing on other data or with another batch size."""
+        return {"position": self.position, "skipped": self.skipped, **self._units()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the data, the batch size or the seed are not those of the saved position.
+        """
+        changed = [
+            f"{name} was {state_dict[name]} and is {value}"
+            for name, value in self._units().items()
+            if state_dict[name] != value
+        ]
+        if changed:
+            raise ValueError(
+                f"cannot continue with equal batches: {'; '.join(changed)}. Put the data back as it was, or start a"
+                " new run from these weights with model_from=<run>"
+            )
+        self.position = state_dict["position"]
+        self._skipped_before = list(state_dict["skipped"])
+
+    def _units(self) -> dict[str, int]:
+        return {
+            "num_samples": len(self.corpus.split("train")),
+            "batch_size": self.settings.batch_size,
+            "seed": self.seed,
+        }

@@ -1,0 +1,288 @@
+"""`train`: a corpus, a model's spec and a recipe to a run folder with a trained model.
+
+    from seqmodels.training import ModelSpec, Recipe, TrainerSettings, train
+
+    layer = {"_target_": "seqmodels.layers.mamba.Mamba", "_partial_": True}
+    backbone = {"_target_": "seqmodels.backbones.stack.Stack", "d_model": 64, "n_layers": 4, "layer": layer}
+    head = {"_target_": "seqmodels.heads.next_token.NextTokenHead"}
+    result = train(corpus, ModelSpec(backbone, head), Recipe(TrainerSettings(max_steps=500)), run_dir="runs/first")
+    print(result.metrics["valid"]["loss"], result.run_dir)
+
+The `seqmodels train` command composes these from YAML and calls the same function.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from seqmodels.data.record import Corpus
+from seqmodels.instantiate import build
+from seqmodels.model import SequenceModel, model_spec
+from seqmodels.training.checkpoint import CheckpointError, find_checkpoint, read_meta
+from seqmodels.training.quiet import quiet_lightning
+from seqmodels.training.run_folder import RunFolder
+from seqmodels.training.settings import Recipe, TrainerSettings
+from seqmodels.training.transfer import load_backbone
+
+if TYPE_CHECKING:
+    import lightning as L
+
+log = logging.getLogger("seqmodels")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model as plain data, without what the corpus knows (vocabulary size, number of classes).
+
+    Attributes:
+        backbone: `_target_` and its keywords; with `layer` as a nested spec.
+        head: `_target_` and its keywords.
+    """
+
+    backbone: Mapping[str, Any]
+    head: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        run_dir: the run folder.
+        step: optimizer steps done.
+        metrics: the latest row of each split: {"train": {...}, "valid": {...}}; loss in nats, bits_per_<unit>.
+        best_step: step of the lowest validation loss; 0 if nothing was validated.
+        stopped_by: "SIGTERM" or "Ctrl-C" where a signal ended it early, else None.
+        skipped: why records were skipped, one message a record.
+    """
+
+    run_dir: Path
+    step: int
+    metrics: Mapping[str, Mapping[str, Any]]
+    best_step: int = 0
+    stopped_by: str | None = None
+    skipped: Sequence[str] = field(default_factory=tuple)
+
+
+def train(
+    corpus: Corpus,
+    model: ModelSpec,
+    recipe: Recipe,
+    *,
+    run_dir: str | Path,
+    model_from: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[L.Callback] = (),
+    loggers: Sequence[Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Trains a model and leaves a run folder that can be resumed, evaluated and generated from.
+
+    Args:
+        corpus: the data set; its tokenizer is saved with the model.
+        model: what to build.
+        recipe: how to train it.
+        run_dir: a new folder, or with `resume` the folder of a run that stopped.
+        model_from: a run or checkpoint folder whose backbone to start from; the head is new.
+        resume: continue from the newest checkpoint, bit-equal to a run that never stopped.
+        callbacks: further Lightning callbacks, e.g. `seqmodels.training.progress.Progress()`.
+        loggers: Lightning loggers; None for metrics.csv and TensorBoard in the run folder.
+        config: what to write as config.yaml; None for what this call knows. Not used with `resume`.
+
+    Raises:
+        ValueError: settings that do not fit the data or the machine, a checkpoint of another architecture, a resumed
+            run that has finished, or a loss that became NaN.
+        FileExistsError: the run folder exists (without `resume`).
+    """
+    with quiet_lightning():
+        import lightning as L
+
+        spec = model_spec(
+            model.backbone,
+            model.head,
+            vocab_size=corpus.tokenizer.vocab_size,
+            num_classes=len(corpus.class_names) or None,
+        )
+        checkpoint = _checkpoint_to_resume(run_dir, recipe.trainer) if resume else None
+        L.seed_everything(recipe.seed % 2**32, verbose=False)
+        network: SequenceModel = build(spec)
+        if checkpoint is not None:
+            run = RunFolder.open(run_dir)
+            _check_same_model(spec, checkpoint)
+        else:
+            if model_from is not None:
+                log.info("weights     %s", load_backbone(network, model_from))
+            run = _create(run_dir, config if config is not None else _plain_config(spec, recipe))
+        return _fit(network, corpus, recipe, run, spec, checkpoint, callbacks, loggers)
+
+
+def _fit(
+    network: SequenceModel,
+    corpus: Corpus,
+    recipe: Recipe,
+    run: RunFolder,
+    spec: Mapping[str, Any],
+    checkpoint: Path | None,
+    callbacks: Sequence[L.Callback],
+    loggers: Sequence[Any] | None,
+) -> TrainResult:
+    from seqmodels.data.datamodule import SequenceDataModule
+    from seqmodels.training.loggers import CsvLog, TensorBoardLog
+    from seqmodels.training.module import SequenceTask
+    from seqmodels.training.rhythm import Rhythm
+
+    unit = corpus.tokenizer.unit if network.head.objective == "next_token" else "sequence"
+    task = SequenceTask(network, recipe, unit=unit)
+    data = SequenceDataModule(
+        corpus, objective=network.head.objective, settings=recipe.data, seed=recipe.seed
+    )
+    rhythm = Rhythm(recipe.trainer, run, _meta(spec, corpus))
+    if loggers is None:
+        loggers = [CsvLog(run.path), TensorBoardLog(run.path)]
+    trainer = _lightning_trainer(recipe.trainer, run, [rhythm, *callbacks], loggers)
+    _describe(network, corpus, trainer, run)
+    trainer.fit(task, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
+    return TrainResult(
+        run_dir=run.path,
+        step=trainer.global_step,
+        metrics=rhythm.latest,
+        best_step=rhythm.best.step,
+        stopped_by=rhythm.stop.reason if trainer.global_step < recipe.trainer.max_steps else None,
+        skipped=tuple(data.skipped),
+    )
+
+
+def _lightning_trainer(
+    settings: TrainerSettings, run: RunFolder, callbacks: Sequence[L.Callback], loggers: Sequence[Any]
+) -> L.Trainer:
+    import lightning as L
+
+    from seqmodels.training.evaluate import resolve_precision
+    from seqmodels.training.lightning_io import FolderCheckpointIO
+
+    accelerator = settings.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and settings.devices > torch.cuda.device_count():
+        raise ValueError(
+            f"trainer.devices={settings.devices} with accelerator=cuda, but this machine has"
+            f" {torch.cuda.device_count()} GPUs that torch can use"
+        )
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        precision=resolve_precision(torch.device(accelerator), settings.precision),  # type: ignore[arg-type]
+        max_steps=settings.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        plugins=[FolderCheckpointIO()],
+        default_root_dir=run.path,
+        # Rhythm does these, in an order that makes resuming exact.
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _checkpoint_to_resume(run_dir: str | Path, settings: TrainerSettings) -> Path:
+    checkpoint = find_checkpoint(RunFolder.open(run_dir).path, "last")
+    step = read_meta(checkpoint)["step"]
+    if step >= settings.max_steps:
+        raise CheckpointError(
+            f"{run_dir} has finished: step {step} of {settings.max_steps}. To train on, give more steps:"
+            f" seqmodels train resume={run_dir} trainer.max_steps={2 * step}"
+        )
+    for newer in checkpoint.parent.glob("step-*"):
+        if newer.name > checkpoint.name:  # damaged, or it would have been found
+            shutil.rmtree(newer, ignore_errors=True)
+    log.info("resuming    from step %d (%s)", step, checkpoint)
+    return checkpoint
+
+
+def _check_same_model(spec: Mapping[str, Any], checkpoint: Path) -> None:
+    then, now = _flat(read_meta(checkpoint)["model"]), _flat(spec)
+    differ = [
+        f"{key}: {then.get(key, 'nothing')} in the checkpoint, {now.get(key, 'nothing')} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    if differ:
+        raise CheckpointError(f"{checkpoint} holds another model than the one to be trained:\n  " + "\n  ".join(differ))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    return {k: v for name, part in value.items() for k, v in _flat(part, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def _create(run_dir: str | Path, config: Mapping[str, Any]) -> RunFolder:
+    if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("NODE_RANK", "0") != "0":
+        return RunFolder(Path(run_dir))  # process 0 makes it
+    return RunFolder.create(run_dir, config)
+
+
+def _meta(spec: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+    import numpy
+    import safetensors
+
+    import seqmodels
+
+    return {
+        "model": spec,
+        "tokenizer": corpus.tokenizer.spec(),
+        "unit": corpus.tokenizer.unit,
+        "class_names": list(corpus.class_names),
+        "data": dict(corpus.report()),
+        "versions": {
+            "seqmodels": seqmodels.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    }
+
+
+def _plain_config(spec: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "model": dict(spec),
+        "trainer": dataclasses.asdict(recipe.trainer),
+        "data": dataclasses.asdict(recipe.data),
+        "seed": recipe.seed,
+    }
+
+
+def _describe(network: SequenceModel, corpus: Corpus, trainer: L.Trainer, run: RunFolder) -> None:
+    log.info("run folder  %s", run.path)
+    log.info("data        %s", ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in corpus.report().items()))
+    sizes = {name: len(corpus.split(name)) for name in ("train", "valid")}
+    log.info("samples     %s", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    log.info("model       %s parameters, %s", f"{count:,}", type(network.backbone).__name__)
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    several = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
+    log.info("device      %s%s, %s", name, several, trainer.precision)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,95 @@
+"""How a training run goes: everything that is neither data nor model, counted in optimizer steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from seqmodels.data.loader import DataSettings
+from seqmodels.training.schedule import warmup_cosine
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+PRECISIONS = ("auto", "bf16-mixed", "32-true")
+OptimizerFactory = Callable[[list[dict[str, Any]]], "Optimizer"]
+SchedulerFactory = Callable[..., "LRScheduler"]  # called as factory(optimizer, total_steps=...)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """Length and rhythm of training.
+
+    Attributes:
+        max_steps: optimizer steps to train for.
+        val_every_steps: validate after every so many steps, and after the last; 0 never validates.
+        val_batches: validate on at most so many batches, spread evenly over the split; None for all.
+        log_every_steps: write a row of training metrics after every so many steps: means over those steps.
+        checkpoint_every_steps: save after every so many steps, and after the last.
+        gradient_clip: largest norm of the whole gradient; None to leave it as it is.
+        accumulate: batches whose gradients are averaged into one step.
+        precision: "auto" is bf16 autocast on a GPU that has it and fp32 on a CPU; or "bf16-mixed", "32-true".
+        accelerator: "auto" takes the GPU where there is one; or "cpu", "cuda".
+        devices: GPUs (or CPU processes) of one machine.
+        num_nodes: machines.
+        strategy: Lightning's name for how several devices work together; "auto" is DDP.
+        compile: run the model through torch.compile.
+    """
+
+    max_steps: int = 2000
+    val_every_steps: int = 200
+    val_batches: int | None = 50
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 200
+    gradient_clip: float | None = 1.0
+    accumulate: int = 1
+    precision: str = "auto"
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        least = dict(max_steps=1, val_every_steps=0, log_every_steps=1, checkpoint_every_steps=1, accumulate=1)
+        for name, smallest in {**least, "devices": 1, "num_nodes": 1}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+                raise ValueError(f"trainer.{name}={value!r} must be a whole number from {smallest} on")
+        if self.val_batches is not None and self.val_batches < 1:
+            raise ValueError(f"trainer.val_batches={self.val_batches} must be at least 1, or null for the whole split")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"trainer.gradient_clip={self.gradient_clip} must be above 0, or null for no clipping")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"trainer.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if self.accelerator not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"trainer.accelerator={self.accelerator!r} must be auto, cpu or cuda")
+
+
+def default_optimizer() -> OptimizerFactory:
+    """AdamW as in the published recipes: betas (0.9, 0.95), weight decay 0.1."""
+    from torch.optim import AdamW
+
+    return functools.partial(AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train, apart from the data set and the model.
+
+    Attributes:
+        trainer: length and rhythm.
+        data: batch size, workers, bad records.
+        optimizer: makes the optimizer from parameter groups, e.g. `partial(torch.optim.AdamW, lr=1e-3)`.
+        scheduler: makes the learning-rate schedule, called as `scheduler(optimizer, total_steps=max_steps)`.
+        seed: of initialisation, order of samples and dropout; 0 is a seed.
+    """
+
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optimizer: OptimizerFactory = field(default_factory=default_optimizer)
+    scheduler: SchedulerFactory = warmup_cosine
+    seed: int = 0
