@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from seqmodels.heads.next_token import NextTokenHead
     from seqmodels.inference.generate import Generated, Sampling, generate
     from seqmodels.inference.likelihood import token_log_likelihood
+    from seqmodels.inference.load import LoadedModel, load
     from seqmodels.instantiate import build
     from seqmodels.layers.base import SequenceLayer
     from seqmodels.layers.mamba import Mamba
@@ -29,6 +30,7 @@ _HOME = {
     "Batch": "seqmodels.data.record",
     "ClassificationHead": "seqmodels.heads.classification",
     "Generated": "seqmodels.inference.generate",
+    "LoadedModel": "seqmodels.inference.load",
     "Mamba": "seqmodels.layers.mamba",
     "NextTokenHead": "seqmodels.heads.next_token",
     "RMSNorm": "seqmodels.layers.norm",
@@ -40,6 +42,7 @@ _HOME = {
     "Stack": "seqmodels.backbones.stack",
     "build": "seqmodels.instantiate",
     "generate": "seqmodels.inference.generate",
+    "load": "seqmodels.inference.load",
     "token_log_likelihood": "seqmodels.inference.likelihood",
 }
 __version__ = "0.1.0"
@@ -47,6 +50,7 @@ __all__ = [
     "Batch",
     "ClassificationHead",
     "Generated",
+    "LoadedModel",
     "Mamba",
     "NextTokenHead",
     "RMSNorm",
@@ -58,6 +62,7 @@ __all__ = [
     "Stack",
     "build",
     "generate",
+    "load",
     "token_log_likelihood",
 ]
 

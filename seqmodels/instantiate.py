@@ -75,7 +75,7 @@ def check_arguments(target: Callable[..., Any], keys: Any, name: str) -> None:
     for key in sorted(keys):
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"{name} has no argument {key!r}{hint} It takes {', '.join(parameters)}")
 
 

@@ -12,6 +12,7 @@ or a whole model (x is ids_BL).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def check_any_cut(module: Module, x: Tensor, cuts: Iterable[Sequence[int]] | Non
         for cut in cuts:
             bounds = [0, *cut, length]
             pieces, state = [], None
-            for first, last in zip(bounds, bounds[1:]):
+            for first, last in itertools.pairwise(bounds):
                 piece, state = module(x[:, first:last], state)
                 pieces.append(piece)
             what = f"cut at {list(cut)[:4]}{'...' if len(cut) > 4 else ''}"
@@ -124,7 +125,7 @@ def check_packing(module: Module, x: Tensor) -> None:
     length = x.shape[1]
     bounds = [0, 1, length // 3, length]
     cu_seqlens = torch.tensor(bounds, device=x.device, dtype=torch.int32)
-    spans = list(zip(bounds, bounds[1:]))
+    spans = list(itertools.pairwise(bounds))
     row = x[:1]
     with torch.no_grad():
         state: State = None

@@ -2,5 +2,6 @@
 
 from seqmodels.inference.generate import Generated, Sampling, generate
 from seqmodels.inference.likelihood import token_log_likelihood
+from seqmodels.inference.load import LoadedModel, load
 
-__all__ = ["Generated", "Sampling", "generate", "token_log_likelihood"]
+__all__ = ["Generated", "LoadedModel", "Sampling", "generate", "load", "token_log_likelihood"]

@@ -46,7 +46,8 @@ def test_loss_and_accuracy():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"num_classes": 1}, "num_classes=1"), ({"num_classes": 3, "pooling": "max"}, "last, mean")]
+    ("arguments", "message"),
+    [({"num_classes": 1}, "num_classes=1"), ({"num_classes": 3, "pooling": "max"}, "last, mean")],
 )
 def test_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
