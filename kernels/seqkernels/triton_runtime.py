@@ -6,6 +6,7 @@ first use of a kernel, runs the kernels on CPU tensors (slowly; for tests).
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -22,7 +23,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST_CAPABILITY = (8, 0)
 
 #: How Triton's signatures write a dtype.
-_TYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+_TYPE_NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 
 
 @constant
@@ -56,6 +63,11 @@ def unavailable(x: Tensor) -> str | None:
     if x.dtype not in DTYPES:
         return f"dtype {x.dtype} is not supported, only float32, bfloat16 and float16"
     return None
+
+
+def kernels(op: str) -> Any:
+    """The module of an op's Triton kernels; brings triton."""
+    return importlib.import_module(f"seqkernels.{op}.triton_kernels")
 
 
 def compile_for(kernel: Any, arguments: Mapping[str, Any], capability: int, num_warps: int) -> Any:

@@ -91,8 +91,7 @@ def _first_sequences(cu_seqlens: Tensor, L: int, rows: int) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    from seqkernels.causal_conv1d import triton_kernels
-
+    triton_kernels = triton_runtime.kernels("causal_conv1d")
     x, weight, initial = _rows_in_place(x), weight.contiguous(), None if initial is None else initial.contiguous()
     (B, L, E), W = x.shape, weight.shape[1]
     y, final = _empty_outputs(x, weight, cu_seqlens)
@@ -163,8 +162,7 @@ def _backward(
     initial: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from seqkernels.causal_conv1d import triton_kernels
-
+    triton_kernels = triton_runtime.kernels("causal_conv1d")
     x, weight, initial = _rows_in_place(x), weight.contiguous(), None if initial is None else initial.contiguous()
     dy = torch.zeros_like(x) if dy is None else _rows_in_place(dy)
     dfinal = None if dfinal is None else dfinal.contiguous()
@@ -222,8 +220,10 @@ def _backward(
 @_backward.register_fake
 def _backward_fake(dy, dfinal, x, weight, bias, silu, initial, cu_seqlens):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dbias, dinitial = (x.new_empty(0) if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (bias, initial))
-    return dx, torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), dbias, dinitial
+    dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
+    dinitial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
+    return dx, dweight, dbias, dinitial
 
 
 def _save(ctx, inputs, output):

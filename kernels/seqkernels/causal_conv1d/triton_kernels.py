@@ -1,3 +1,6 @@
+# type: ignore
+# ruff: noqa: RUF005, SIM102
+# Triton compiles a dialect of Python: no starred tuples, `if` on compile-time values, ranges that checkers misread.
 """Triton kernels of the causal convolution; imported only when one is launched (see gpu.py).
 
 All kernels walk down the rows of one block of channels with the last W-1 inputs in registers, so every input is
@@ -7,8 +10,6 @@ Packed sequences (PACKED): a program finds the sequence of its first row in `fir
 it passes a boundary, so no per-row index is read.
 """
 
-# pyright: reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false, reportPossiblyUnbound=false
-# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
 import triton
 import triton.language as tl
 
@@ -282,7 +283,7 @@ def initial_state_gradient(
         value = tl.zeros([BLOCK_E], tl.float32)
         if HAS_DFINAL:
             passed_to = slot - length
-            value = tl.load(dfinal + state_s + passed_to * E + e, mask=e_in & (passed_to >= 0), other=0.0).to(tl.float32)
+            value += tl.load(dfinal + state_s + passed_to * E + e, mask=e_in & (passed_to >= 0), other=0.0)
         for row in tl.static_range(slot + 1):  # row sees slot through tap w = slot - row
             value += taps[slot - row] * gradients[row]
         tl.store(dinitial + state_s + slot * E + e, value, mask=e_in)

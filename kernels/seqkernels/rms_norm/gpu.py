@@ -16,7 +16,7 @@ from torch import Tensor
 from seqkernels import triton_runtime
 
 #: The widest row that one program holds in registers.
-WIDEST = 16_384
+WIDEST = 8_192
 
 #: Programs of the backward kernel at most; each leaves one row of weight-gradient shares.
 _BACKWARD_PROGRAMS = 1056
@@ -66,8 +66,7 @@ def _rows(x: Tensor) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from seqkernels.rms_norm import triton_kernels
-
+    triton_kernels = triton_runtime.kernels("rms_norm")
     y, total, inverse_rms = _empty_outputs(x, residual, residual_in_fp32)
     x, residual = _rows(x), None if residual is None else _rows(residual)
     M, D = x.shape
@@ -117,8 +116,7 @@ def _backward(
     dresidual_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the residual (empty unless it has a dtype of its own) and the weight, for r = x + residual."""
-    from seqkernels.rms_norm import triton_kernels
-
+    triton_kernels = triton_runtime.kernels("rms_norm")
     dx, dresidual, dweight = _empty_gradients(x, weight, dx_dtype, dresidual_dtype)
     x = _rows(x)
     residual = None if residual is None else _rows(residual)

@@ -1,0 +1,199 @@
+"""`mamba_step` on the GPU: the whole step between in_proj and out_proj in two Triton launches.
+
+In: xz (B, 2*E) and both states. Out: y and the new states, in new tensors or in the given ones (`inplace`).
+At decode sizes the time is that of launches and of one trip through the cache, so everything is fused; for many rows
+it is the traffic of the fp32 scan state. No host synchronisation: a CUDA graph can hold it. No gradients.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seqkernels import triton_runtime
+
+#: State elements one program holds at most: 16 a thread.
+_MOST_STATE = 2048
+
+
+def unavailable(xz_B2E: Tensor, a_EN: Tensor, **details: object) -> str | None:
+    """Why these kernels cannot run on these tensors here, or None."""
+    if details.get("needs_grad"):
+        return "the fused step has no gradients; call it under torch.no_grad()"
+    if a_EN.is_complex():
+        return "the state matrix is complex, only real ones are supported"
+    return triton_runtime.unavailable(xz_B2E)
+
+
+def step(
+    xz_B2E: Tensor,
+    conv_state: Tensor,
+    state_BEN: Tensor,
+    conv_weight_EW: Tensor,
+    conv_bias_E: Tensor | None,
+    x_proj_weight: Tensor,
+    dt_proj_weight_ER: Tensor,
+    dt_bias_E: Tensor,
+    a_EN: Tensor,
+    d_E: Tensor,
+    inplace: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advance one position; see `seqkernels.mamba_step.op` for the arguments.
+
+    Returns:
+        y_BE in xz's dtype, the new convolution state, the new scan state.
+    """
+    weights = (conv_weight_EW, conv_bias_E, x_proj_weight, dt_proj_weight_ER, dt_bias_E, a_EN, d_E)
+    if inplace:
+        return _step_inplace(xz_B2E, conv_state, state_BEN, *weights), conv_state, state_BEN
+    return _step(xz_B2E, conv_state, state_BEN, *weights)
+
+
+class Plan(NamedTuple):
+    """How the two launches are cut: rows and channels a program, and warps."""
+
+    project_rows: int
+    project_channels: int
+    scan_channels: int
+    num_warps: int
+
+
+def plan(B: int, E: int, N: int) -> Plan:
+    """Few rows: many small programs, since one trip through memory is what takes time. Many rows: larger blocks."""
+    rows = 1 if B < 8 else 2 if B < 128 else 4
+    channels = 32 if rows < 4 else 256  # 4 rows of narrow blocks spill registers
+    while channels < 256 and -(-B // rows) * -(-E // channels) > 256:
+        channels *= 2
+    scan_channels = 32 if B < 8 else 64
+    while scan_channels > 1 and scan_channels * _power_of_two(N) > _MOST_STATE:
+        scan_channels //= 2
+    return Plan(rows, channels, scan_channels, 4)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _run(
+    xz: Tensor,
+    conv_state: Tensor,
+    state: Tensor,
+    new_conv_state: Tensor,
+    new_state: Tensor,
+    weights: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor],
+) -> Tensor:
+    """Both launches; old and new states may be the same dense tensors. Returns y_BE."""
+    triton_kernels = triton_runtime.kernels("mamba_step")
+    conv_bias = None if weights[1] is None else weights[1].contiguous()
+    conv_weight, x_proj, dt_proj, dt_bias, a, d = (t.contiguous() for t in (weights[0], *weights[2:]))
+    xz = xz if xz.stride(1) == 1 else xz.contiguous()
+    (B, E, N), W, (J, _), R = state.shape, conv_weight.shape[1], x_proj.shape, dt_proj.shape[1]
+    cut = plan(B, E, N)
+    n_shares = -(-E // cut.project_channels)
+    x = torch.empty(B, E, dtype=torch.float32, device=xz.device)
+    partial = torch.empty(n_shares, B, J, dtype=torch.float32, device=xz.device)
+    y = torch.empty(B, E, dtype=xz.dtype, device=xz.device)
+    with torch.cuda.device_of(xz):
+        triton_kernels.convolve_and_project[(-(-B // cut.project_rows), n_shares)](
+            xz,
+            conv_state,
+            conv_weight,
+            conv_weight if conv_bias is None else conv_bias,
+            x_proj,
+            new_conv_state,
+            x,
+            partial,
+            xz.stride(0),
+            x_proj.stride(0),
+            B,
+            E,
+            J,
+            W=W,
+            HAS_BIAS=conv_bias is not None,
+            BLOCK_B=cut.project_rows,
+            BLOCK_E=cut.project_channels,
+            BLOCK_J=min(64, _power_of_two(J)),
+            num_warps=cut.num_warps,
+        )
+        triton_kernels.scan_and_gate[(B, -(-E // cut.scan_channels))](
+            xz,
+            x,
+            partial,
+            state,
+            dt_proj,
+            dt_bias,
+            a,
+            d,
+            new_state,
+            y,
+            xz.stride(0),
+            dt_proj.stride(0),
+            B,
+            E,
+            N,
+            R,
+            n_shares,
+            BLOCK_SHARES=_power_of_two(n_shares),
+            BLOCK_E=cut.scan_channels,
+            BLOCK_N=_power_of_two(N),
+            BLOCK_R=_power_of_two(R),
+            num_warps=cut.num_warps,
+        )
+    return y
+
+
+@torch.library.custom_op("seqkernels::mamba_step_triton", mutates_args=())
+def _step(
+    xz: Tensor,
+    conv_state: Tensor,
+    state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    d: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    conv_state, state = conv_state.contiguous(), state.contiguous()
+    new_conv_state, new_state = torch.empty_like(conv_state), torch.empty_like(state)
+    weights = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a, d)
+    return _run(xz, conv_state, state, new_conv_state, new_state, weights), new_conv_state, new_state
+
+
+@_step.register_fake
+def _step_fake(xz, conv_state, state, *weights):
+    return _empty_y(xz, state), conv_state.new_empty(conv_state.shape), state.new_empty(state.shape)
+
+
+@torch.library.custom_op("seqkernels::mamba_step_triton_", mutates_args=("conv_state", "state"))
+def _step_inplace(
+    xz: Tensor,
+    conv_state: Tensor,
+    state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    d: Tensor,
+) -> Tensor:
+    dense_conv_state, dense_state = conv_state.contiguous(), state.contiguous()
+    weights = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a, d)
+    y = _run(xz, dense_conv_state, dense_state, dense_conv_state, dense_state, weights)
+    for given, dense in ((conv_state, dense_conv_state), (state, dense_state)):
+        if dense is not given:
+            given.copy_(dense)
+    return y
+
+
+@_step_inplace.register_fake
+def _step_inplace_fake(xz, conv_state, state, *weights):
+    return _empty_y(xz, state)
+
+
+def _empty_y(xz: Tensor, state: Tensor) -> Tensor:
+    return torch.empty(state.shape[:2], dtype=xz.dtype, device=xz.device)
