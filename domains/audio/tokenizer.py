@@ -180,7 +180,8 @@ class SampleTokenizer(abc.ABC):
             return samples
         low, high = samples.min(), samples.max()
         fraction = (samples - low) / (high - low + np.float32(1e-6))
-        return self._compress_sashimi(fraction) * np.float32(self.vocab_size - _SASHIMI_EPSILON) + np.float32(_SASHIMI_EPSILON / 2)
+        spread = np.float32(self.vocab_size - _SASHIMI_EPSILON)
+        return self._compress_sashimi(fraction) * spread + np.float32(_SASHIMI_EPSILON / 2)
 
     def _lower_edges(self) -> Float[np.ndarray, " V+1"]:
         """Where each bin begins, in y, and where the last ends."""

@@ -81,7 +81,7 @@ def load_torchaudio() -> ModuleType:
     """
     install()
     if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
-        raise ImportError("torchaudio is not installed; resampling and mel spectrograms need it: pip install torchaudio")
+        raise ImportError("torchaudio is not installed; resampling and spectrograms need it: pip install torchaudio")
     return importlib.import_module("torchaudio")
 
 

@@ -108,9 +108,16 @@ class LevelMeter:
     def __init__(self) -> None:
         self.clipped_samples = 0
         self.peak = 0.0
+        self._seen = 0
 
-    def add(self, block_SC: Float[np.ndarray, "S C"]) -> None:
-        """Counts one block of samples as they are in the file, before mixing and resampling."""
+    def add(self, block_SC: Float[np.ndarray, "S C"], start: int) -> None:
+        """Counts frames from `start` on as they are in the file, before mixing and resampling.
+
+        Blocks come in order and overlap where the rate is changed; a frame counts once.
+        """
+        stop = start + len(block_SC)
+        block_SC = block_SC[max(self._seen - start, 0) :]
+        self._seen = max(self._seen, stop)
         peak = float(np.abs(block_SC).max(initial=0.0))
         self.peak = max(self.peak, peak)
         if peak < _FULL_SCALE:
@@ -291,7 +298,8 @@ def _check_whole(info: AudioInfo, parser_log: str) -> None:
         if "lacks an end-of-stream" in line:
             raise _cut_off(info, "its last page is not an end of stream")
     if held < promised < _STREAMED_BYTES:
-        raise _cut_off(info, f"the header promises {promised:,} bytes of sound, the file holds {held:,} ({info.seconds:.2f} s)")
+        holds = f"{held:,} ({info.seconds:.2f} s)"
+        raise _cut_off(info, f"the header promises {promised:,} bytes of sound, the file holds {holds}")
     if info.frames < 1:
         raise AudioFileError(f"{info.path}: holds no samples (length 0 by its header); remove it or export it again")
 
@@ -329,7 +337,6 @@ class _Reader:
 
     def __init__(self, info: AudioInfo, meter: LevelMeter | None = None) -> None:
         self._info, self._meter = info, meter
-        self._metered = 0  # frames before this have been counted; stretches overlap where rates differ
         self._file = _open(info.path, info.raw)
         self._position = 0  # kept here: a file that cannot seek cannot tell either
 
@@ -344,8 +351,7 @@ class _Reader:
         block_SC = self._decode(start, stop)
         self._refuse_not_finite(block_SC, start)
         if self._meter is not None:
-            self._meter.add(block_SC[max(self._metered - start, 0) :])
-            self._metered = max(self._metered, stop)
+            self._meter.add(block_SC, start)
         return block_SC[:, 0] if self._info.channels == 1 else block_SC.mean(axis=1)
 
     def resampled(self, start: int, stop: int, rate_hz: int) -> Float[np.ndarray, " L"]:
