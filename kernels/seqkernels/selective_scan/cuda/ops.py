@@ -1,0 +1,138 @@
+"""The scan as `torch.library` ops: one node for the compiler, fake shapes, a registered backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqkernels.selective_scan.cuda import launch, plan
+
+
+def _or_none(tensor: Tensor) -> Tensor | None:
+    """Ops return tensors only; an empty one stands for None."""
+    return tensor if tensor.numel() else None
+
+
+def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if tensor is None else tensor
+
+
+@torch.library.custom_op("seqkernels::selective_scan_cuda", mutates_args=(), device_types="cuda")
+def forward_op(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    softplus: bool,
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
+    save: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, final state, and for the backward pass the output before the gate and the saved states (or empty)."""
+    problem = launch.Problem.of(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens)
+    result = launch.run_forward(problem, save)
+    return result.out, result.final, _or_empty(result.y, x), _or_empty(result.states, a)
+
+
+@forward_op.register_fake
+def _(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
+    B, L, E = x.shape
+    N = a.shape[1]
+    sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    tiles = B * ((L + plan.TILE - 1) // plan.TILE) if cu_seqlens is None else L // plan.TILE + sequences
+    shape = launch.states_shape(save, N, tiles, E)
+    return (
+        x.new_empty(B, L, E),
+        a.new_empty(sequences, E, N),
+        x.new_empty((B, L, E) if save and z is not None else (0,)),
+        x.new_empty(shape, dtype=launch.states_dtype(save)),
+    )
+
+
+@torch.library.custom_op("seqkernels::selective_scan_cuda_backward", mutates_args=(), device_types="cuda")
+def backward_op(
+    grad_out: Tensor,
+    grad_final: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    softplus: bool,
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
+    y: Tensor,
+    states: Tensor,
+    save: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty for an absent z or initial state."""
+    problem = launch.Problem.of(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens)
+    grads = launch.run_backward(problem, grad_out, grad_final, _or_none(y), _or_none(states), save)
+    return (
+        grads.x,
+        grads.dt,
+        grads.a,
+        grads.b,
+        grads.c,
+        grads.d,
+        _or_empty(grads.z, x),
+        grads.dt_bias,
+        _or_empty(grads.initial, a),
+    )
+
+
+@backward_op.register_fake
+def _(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, y, states, save):
+    E = x.shape[2]
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(x.shape),
+        a.new_empty(a.shape),
+        b.new_empty(b.shape),
+        c.new_empty(c.shape),
+        a.new_empty(E),
+        x.new_empty(x.shape if z is not None else (0,)),
+        a.new_empty(E),
+        a.new_empty(initial.shape if initial is not None else (0,)),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save = inputs
+    _, _, y, states = output
+    ctx.save_for_backward(x, dt, a, b, c, d, z, dt_bias, initial, cu_seqlens, y, states)
+    ctx.softplus, ctx.save = softplus, save
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out, grad_final, _grad_y, _grad_states):
+    x, dt, a, b, c, d, z, dt_bias, initial, cu_seqlens, y, states = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    gx, gdt, ga, gb, gc, gd, gz, gbias, ginitial = backward_op(
+        grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, ctx.softplus, initial, cu_seqlens, y, states, ctx.save
+    )
+    return (
+        gx,
+        gdt,
+        ga,
+        gb,
+        gc,
+        None if d is None else gd,
+        None if z is None else gz,
+        None if dt_bias is None else gbias,
+        None,
+        None if initial is None else ginitial,
+        None,
+        None,
+    )
+
+
+forward_op.register_autograd(_backward, setup_context=_setup_context)

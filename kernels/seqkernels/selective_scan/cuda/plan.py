@@ -1,0 +1,164 @@
+"""How a scan is cut into blocks: lanes per channel, channels per block, chunks per sequence. Numbers only, no GPU.
+
+A block walks its chunk position by position, so the card is filled by channels (batch x E). With too few of them the
+sequence itself is cut into chunks, at the price of one more pass (`ends.cu`, `carry.cu`). Thresholds are in channels
+per multiprocessor and come from the sweep in experiments/selective_scan.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+TILE = 16  # positions per tile, as in common.cuh
+STATES = 16  # states per launch
+CHANNEL_UNIT = 64  # every layout's channels per block divide this or twice this
+MIN_CHUNK = 256  # positions; a shorter chunk spends its time on starting up
+
+# SAVE of common.cuh
+SAVE_NOTHING, SAVE_FP32_PER_8, SAVE_BF16_PER_4 = 0, 1, 2
+SAVED_BYTES = 8  # per (row, channel) and 16 states, in either format
+
+
+class Cut(NamedTuple):
+    """Chunks of all sequences.
+
+    Attributes:
+        chunk_length: positions, a multiple of TILE; sequences end with a shorter one.
+        chunks: per sequence of a batch; 1 means that nothing is cut. Packed sequences count their own.
+        slots: room for chunks over all sequences.
+    """
+
+    chunk_length: int
+    chunks: int
+    slots: int
+
+
+class Forward(NamedTuple):
+    """Layout of `forward.cu`: `lanes` lanes per channel, `threads` per block."""
+
+    lanes: int
+    threads: int
+    min_blocks: int
+    cut: Cut
+
+    @property
+    def channels(self) -> int:
+        return self.threads // self.lanes
+
+
+class Backward(NamedTuple):
+    """Layout of `backward.cu`: a lane holds `lane_channels` channels, a block has `warps` warps."""
+
+    lane_channels: int
+    warps: int
+    min_blocks: int
+    cut: Cut
+
+    @property
+    def channels(self) -> int:
+        return 8 * self.lane_channels * self.warps
+
+
+class Size(NamedTuple):
+    """What a plan depends on.
+
+    Attributes:
+        sequences: batch size, or the number of packed sequences.
+        length: positions of one sequence of a batch, or of all packed ones together.
+        channels: E, a multiple of `groups` * CHANNEL_UNIT.
+        groups: groups of B and C.
+        packed: whether sequences are packed.
+        element_bytes: of x.
+        multiprocessors: of the GPU.
+    """
+
+    sequences: int
+    length: int
+    channels: int
+    groups: int
+    packed: bool
+    element_bytes: int
+    multiprocessors: int
+
+    @property
+    def rows(self) -> int:
+        return self.length if self.packed else self.sequences * self.length
+
+    @property
+    def tiles(self) -> int:
+        """Room for the tiles of all sequences; see `packed_base` in common.cuh."""
+        return self.length // TILE + self.sequences if self.packed else self.sequences * -(-self.length // TILE)
+
+    @property
+    def wide(self) -> bool:
+        """Whether blocks of 128 channels stay within a group."""
+        return self.channels // self.groups % (2 * CHANNEL_UNIT) == 0
+
+
+def cut_into(size: Size, chunks: int) -> Cut:
+    """Cut the length into about this many chunks, never shorter than MIN_CHUNK."""
+    chunk_length = max(-(-size.length // chunks), MIN_CHUNK if chunks > 1 else 1)
+    chunk_length = -(-chunk_length // TILE) * TILE
+    per_sequence = -(-size.length // chunk_length)
+    if not size.packed:
+        return Cut(chunk_length, per_sequence, size.sequences * per_sequence)
+    if chunk_length >= size.length:
+        return Cut(chunk_length, 1, size.sequences)
+    return Cut(chunk_length, per_sequence, size.length // chunk_length + size.sequences)
+
+
+def _chunks_for_full_waves(blocks: int, wave: int, most_waves: int) -> int:
+    """Chunks per sequence so that `blocks` * chunks fills whole waves of `wave` blocks best; few waves if in doubt."""
+    best, best_filled = 1, 0.0
+    for waves in range(1, most_waves + 1):
+        chunks = max(1, waves * wave // blocks)
+        needed = -(-blocks * chunks // wave)
+        filled = blocks * chunks / (needed * wave)
+        if filled > best_filled + 0.02:
+            best, best_filled = chunks, filled
+    return best
+
+
+def forward(size: Size) -> Forward:
+    """Choose the forward layout: the fewest lanes per channel that fill the card, else cut the sequences."""
+    parallel = 1 if size.packed else size.sequences  # packed: one long sequence may outweigh the others
+    per_multiprocessor = parallel * size.channels / size.multiprocessors
+    whole = cut_into(size, 1)
+    if per_multiprocessor >= 400 and size.wide:
+        return Forward(1, 128, 4, whole)
+    if per_multiprocessor >= 200:
+        return Forward(1, 64, 8, whole)
+    if per_multiprocessor >= 100:
+        return Forward(2, 64, 8, whole)
+    if per_multiprocessor >= 45 or size.length < 2 * MIN_CHUNK:
+        return Forward(4, 128, 4, whole)
+    threads, min_blocks = (128, 4) if size.wide else (64, 8)
+    blocks = parallel * size.channels // threads
+    chunks = _chunks_for_full_waves(blocks, min_blocks * size.multiprocessors, 1)
+    return Forward(1, threads, min_blocks, cut_into(size, chunks))
+
+
+def backward(size: Size) -> Backward:
+    """Choose the backward layout."""
+    parallel = 1 if size.packed else size.sequences
+    whole = cut_into(size, 1)
+    if size.element_bytes == 4:  # fp32 tiles are twice as large: half the channels per block
+        layout = (2, 4, 2)
+    else:
+        layout = (4, 4, 2) if size.wide else (4, 2, 4)
+    blocks = parallel * size.channels // (8 * layout[0] * layout[1])
+    wave = layout[2] * size.multiprocessors
+    if blocks >= 0.8 * wave or size.length < 2 * MIN_CHUNK:
+        return Backward(*layout, whole)
+    if blocks >= 0.45 * wave and layout == (4, 4, 2):  # two channels per lane make twice the warps
+        return Backward(2, 8, 2, whole)
+    return Backward(*layout, cut_into(size, _chunks_for_full_waves(blocks, wave, 4)))
+
+
+def save_mode(rows: int, channels: int, states: int, memory_bytes: int) -> int:
+    """What the forward pass leaves for the backward pass.
+
+    Saved states cost 8 bytes per (row, channel) and 16 states. Where that is more than 1/24 of the card's memory,
+    nothing is saved and the backward pass runs the forward pass once more, into memory that lives only that long.
+    """
+    return SAVE_FP32_PER_8 if rows * channels * states // STATES * SAVED_BYTES <= memory_bytes // 24 else SAVE_NOTHING
