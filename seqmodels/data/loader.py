@@ -164,9 +164,7 @@ def evaluation_batches(
     share: Share | None = None,
 ) -> BatchStream:
     """Every sample of a split once, in order; or `max_batches` batches spread evenly over it."""
-    batches = in_order(
-        len(dataset), settings.eval_batch_size or settings.batch_size, limit=max_batches, share=share
-    )
+    batches = in_order(len(dataset), settings.eval_batch_size or settings.batch_size, limit=max_batches, share=share)
     reader = BatchReader(dataset, collate, on_bad_record=settings.on_bad_record, replace=False)
     return BatchStream(_loader(reader, batches, min(settings.workers, len(batches))))
 
@@ -176,7 +174,7 @@ def _loader(reader: BatchReader, batches: BatchSampler | list, workers: int) -> 
         reader,
         batch_size=None,  # the sampler gives whole batches and the reader makes them
         sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch's stub knows lists of samples only
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         worker_init_fn=_leave_the_process_group if workers else None,

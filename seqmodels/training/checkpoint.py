@@ -154,7 +154,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     meta = json.loads((folder / META).read_text())
     if meta["format"] > FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} has format {meta['format']} and this version reads up to {FORMAT_VERSION}: update seqmodels-mamba"
+            f"{folder} has format {meta['format']} and this version reads up to {FORMAT_VERSION}:"
+            " update seqmodels-mamba"
         )
     return meta
 

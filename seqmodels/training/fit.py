@@ -17,6 +17,7 @@ import logging
 import os
 import platform
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,9 +143,7 @@ def _fit(
 
     unit = corpus.tokenizer.unit if network.head.objective == "next_token" else "sequence"
     task = SequenceTask(network, recipe, unit=unit)
-    data = SequenceDataModule(
-        corpus, objective=network.head.objective, settings=recipe.data, seed=recipe.seed
-    )
+    data = SequenceDataModule(corpus, objective=network.head.objective, settings=recipe.data, seed=recipe.seed)
     rhythm = Rhythm(recipe.trainer, run, _meta(spec, corpus))
     if loggers is None:
         loggers = [CsvLog(run.path), TensorBoardLog(run.path)]
@@ -229,7 +228,10 @@ def _check_same_model(spec: Mapping[str, Any], checkpoint: Path) -> None:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: list(value) if isinstance(value, tuple) else value}
-    return {k: v for name, part in value.items() for k, v in _flat(part, f"{prefix}.{name}" if prefix else name).items()}
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        flat |= _flat(part, f"{prefix}.{name}" if prefix else name)
+    return flat
 
 
 def _create(run_dir: str | Path, config: Mapping[str, Any]) -> RunFolder:
@@ -273,9 +275,8 @@ def _plain_config(spec: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _describe(network: SequenceModel, corpus: Corpus, trainer: L.Trainer, run: RunFolder) -> None:
     log.info("run folder  %s", run.path)
-    log.info("data        %s", ", ".join(f"{name.replace('_', ' ')} {_number(v)}" for name, v in corpus.report().items()))
-    sizes = {name: len(corpus.split(name)) for name in ("train", "valid")}
-    log.info("samples     %s", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+    facts = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in corpus.report().items()]
+    log.info("data        %s", textwrap.fill(" · ".join(facts), 100, subsequent_indent=" " * 12))
     count = sum(parameter.numel() for parameter in network.parameters())
     log.info("model       %s parameters, %s", f"{count:,}", type(network.backbone).__name__)
     device = trainer.strategy.root_device

@@ -34,4 +34,4 @@ class FolderCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Not used: `checkpoint.prune` removes old ones."""
-        raise NotImplementedError(f"checkpoints are removed by seqmodels.training.checkpoint.prune, not one by one: {path}")
+        raise NotImplementedError(f"{path}: seqmodels.training.checkpoint.prune removes checkpoints, nobody else")

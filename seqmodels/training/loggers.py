@@ -8,8 +8,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers.logger import Logger
 
 KEY_COLUMNS = ("step", "split")
 
@@ -58,8 +59,9 @@ class CsvLog(RunLog):
         rows = list(csv.DictReader(io.StringIO(whole_lines)))
         self._columns = list(rows[0]) if rows else []
         draft = self.path.with_name(".draft-metrics.csv")
-        kept = [row for row in rows if int(row["step"]) <= step]
-        draft.write_text("".join(_line(values) for values in ([self._columns] if rows else []) + [list(r.values()) for r in kept]))
+        kept = [list(row.values()) for row in rows if int(row["step"]) <= step]
+        table = [self._columns, *kept] if rows else []
+        draft.write_text("".join(_line(values) for values in table))
         draft.replace(self.path)
 
     @rank_zero_only

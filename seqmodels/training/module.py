@@ -117,7 +117,8 @@ class Meter:
         Args:
             reduce: adds a tensor up over processes.
         """
-        assert self._sums is not None and self._symbols is not None, "a row needs at least one batch"
+        assert self._sums is not None, "a row needs at least one batch"
+        assert self._symbols is not None
         sums = reduced(self._sums, reduce)
         symbols = float(reduce(self._symbols.double()))
         metrics = named_metrics(sums.metrics(), self.unit)

@@ -35,7 +35,7 @@ class Progress(L.Callback):
         self._first_step, self._started_at = trainer.global_step, time.perf_counter()
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = _bar()
-            self._task = self._bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, facts="")
+            self._task = self._bar.add_task("training", total=trainer.max_steps, facts="")
             self._bar.start()
 
     def on_train_batch_end(
@@ -50,17 +50,15 @@ class Progress(L.Callback):
         assert self._trainer is not None
         if not self._trainer.is_global_zero:
             return
-        bits = next((f"{value:.4f} {name.removeprefix('bits_per_')}" for name, value in row.items() if name.startswith("bits_")), "")
-        unit = bits.partition(" ")[2]
-        accuracy = f", accuracy {row['accuracy']:.3f}" if "accuracy" in row else ""
-        text = f"{bits.partition(' ')[0]} bits/{unit}{accuracy}"
+        text, unit = _numbers(row)
         if row["split"] == "train":
             self._facts["rate"] = f"{row['symbols_per_second']:,.0f} {unit}s/s"
         self._facts[row["split"]] = f"{row['split']} {text}"
         if self._bar is not None:
             self._bar.update(self._task, facts="  ".join(self._facts[k] for k in sorted(self._facts, reverse=True)))
         elif row["split"] == "valid" or self._is_time(step):
-            log.info("step %*d/%d  %s", len(str(self._trainer.max_steps)), step, self._trainer.max_steps, self._line(row, text, step))
+            last = self._trainer.max_steps
+            log.info("step %*d/%d  %s", len(str(last)), step, last, self._line(row, text, step))
 
     def on_phase(self, name: str | None) -> None:
         """Say what keeps the bar from moving."""
@@ -95,6 +93,14 @@ class Progress(L.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _numbers(row: dict[str, Any]) -> tuple[str, str]:
+    """Bits per unit and accuracy as text, and the unit."""
+    name = next(name for name in row if name.startswith("bits_per_"))
+    unit = name.removeprefix("bits_per_")
+    accuracy = f", accuracy {row['accuracy']:.3f}" if "accuracy" in row else ""
+    return f"{row[name]:.4f} bits/{unit}{accuracy}", unit
 
 
 def _bar() -> Any:

@@ -103,9 +103,7 @@ class Rhythm(L.Callback):
         """Give the signals back."""
         self.stop.release()
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what resuming needs besides model, optimizer and data."""
         task, data = _parts(trainer)
         metrics = {f"{split}_{name}": value for split, row in self.latest.items() for name, value in row.items()}
@@ -119,9 +117,7 @@ class Rhythm(L.Callback):
             "meter": task.meter.state_dict(_sum_over(trainer)),
         }
 
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up the place that a checkpoint was saved at."""
         state = checkpoint[STATE_KEY]
         self.best = Best(state["best_step"], state["best_loss"])

@@ -1,10 +1,10 @@
 """A run folder: everything about one training run, and where each part lies.
 
-    runs/<name>/config.yaml      the resolved configuration, enough to run it again
-               metrics.csv       one row a logged step, `split` train or valid
-               checkpoints/      see checkpoint.py
-               tensorboard/      event files
-               results/          what `seqmodels evaluate`, `generate` and `score` wrote
+runs/<name>/config.yaml      the resolved configuration, enough to run it again
+           metrics.csv       one row a logged step, `split` train or valid
+           checkpoints/      see checkpoint.py
+           tensorboard/      event files
+           results/          what `seqmodels evaluate`, `generate` and `score` wrote
 """
 
 from __future__ import annotations

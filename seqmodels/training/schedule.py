@@ -22,7 +22,7 @@ def warmup_cosine(
     Raises:
         ValueError: a fraction is outside 0..1.
     """
-    for name, value in dict(warmup_fraction=warmup_fraction, final_fraction=final_fraction).items():
+    for name, value in (("warmup_fraction", warmup_fraction), ("final_fraction", final_fraction)):
         if not 0 <= value <= 1:
             raise ValueError(f"scheduler.{name}={value} must lie in 0..1")
     warmup_steps = round(warmup_fraction * total_steps)

@@ -54,8 +54,8 @@ class TrainerSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        least = dict(max_steps=1, val_every_steps=0, log_every_steps=1, checkpoint_every_steps=1, accumulate=1)
-        for name, smallest in {**least, "devices": 1, "num_nodes": 1}.items():
+        counts = ("max_steps", "log_every_steps", "checkpoint_every_steps", "accumulate", "devices", "num_nodes")
+        for name, smallest in [("val_every_steps", 0), *((name, 1) for name in counts)]:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
                 raise ValueError(f"trainer.{name}={value!r} must be a whole number from {smallest} on")

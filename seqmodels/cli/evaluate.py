@@ -1,0 +1,99 @@
+"""`seqmodels evaluate`: loss and metrics of a run on a split, printed and kept as JSON in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seqmodels.cli.bars import bar
+from seqmodels.cli.compose import absolute_paths, compose, set_keys, split_words
+from seqmodels.cli.console import show_log
+
+
+def run(words: Sequence[str]) -> int:
+    """Runs the command; returns the exit code."""
+    show_log()
+    of_data, own = split_words(words, ["domain."])
+    config = compose("evaluate", own)
+    report = evaluate_run(config, of_data)
+    output = Path(config["output"] or _run_folder(config["run"]) / "results" / f"evaluate-{config['split']}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n")
+    _show(report)
+    print(f"written     {output}")
+    return 0
+
+
+def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluates a run.
+
+    Args:
+        config: the plain data of conf/evaluate.yaml.
+        data_words: `domain.dataset.<key>=<value>` to evaluate on other data than the run was trained on.
+
+    Returns:
+        What the JSON file holds: run, checkpoint, step, split, sequences, metrics, and with classes the confusion
+        matrix (rows are true classes) and class names.
+    """
+    from seqmodels.data.collate import collate_for
+    from seqmodels.data.loader import evaluation_batches
+    from seqmodels.inference import load
+    from seqmodels.instantiate import build
+    from seqmodels.training.evaluate import evaluate
+    from seqmodels.training.run_folder import RunFolder
+
+    loaded = load(config["run"], config["device"], which=config["checkpoint"])
+    saved = RunFolder(_run_folder(config["run"])).read_config()
+    dataset_spec = absolute_paths(set_keys(saved, data_words)["domain"]["dataset"])
+    corpus = build(dataset_spec)
+    if tuple(corpus.class_names) != loaded.class_names:
+        raise ValueError(
+            f"the data's classes {', '.join(corpus.class_names)} are not the model's {', '.join(loaded.class_names)}"
+        )
+    objective = loaded.model.head.objective
+    split = corpus.split(config["split"])
+    settings = build(config["data"])
+    batches = evaluation_batches(
+        split, collate_for(objective, loaded.tokenizer), settings, max_batches=config["max_batches"]
+    )
+    with bar("evaluating", len(split), "sequence") as move:
+        result = evaluate(loaded.model, batches, precision=config["precision"], on_batch=move)
+    report: dict[str, Any] = {
+        "run": str(_run_folder(config["run"])),
+        "checkpoint": loaded.folder.name,
+        "step": loaded.meta["step"],
+        "split": config["split"],
+        "dataset": dataset_spec,
+        "sequences": result.sequences,
+        "skipped": len(batches.skipped),
+        "metrics": result.metrics(loaded.tokenizer.unit if objective == "next_token" else "sequence"),
+    }
+    if result.confusion_OO is not None:
+        report |= {"class_names": list(loaded.class_names), "confusion": result.confusion_OO.tolist()}
+    return report
+
+
+def _run_folder(run: str) -> Path:
+    """The run folder of a run or of one of its checkpoints."""
+    path = Path(run)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    print(f"checkpoint  {report['checkpoint']}")
+    print(f"split       {report['split']}, {report['sequences']:,} sequences")
+    for name, value in report["metrics"].items():
+        print(f"{name:20} {value:.5f}")
+    if report["skipped"]:
+        print(f"skipped     {report['skipped']} records that could not be read")
+    if "confusion" in report:
+        _show_confusion(report["class_names"], report["confusion"])
+
+
+def _show_confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    width = max(6, *(len(name) for name in names)) + 1
+    print(f"\n{'true / predicted':>{width + 2}}" + "".join(f"{name:>{width}}" for name in names))
+    for name, row in zip(names, counts):
+        print(f"{name:>{max(width + 2, 16)}}" + "".join(f"{count:>{width}}" for count in row))
