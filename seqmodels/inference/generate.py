@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from seqmodels.layers.base import require_positive
@@ -95,7 +95,7 @@ def generate(
     num_tokens: int,
     *,
     start_id: int,
-    prompt_ids: Int[Tensor, "*B P"] | np.ndarray | None = None,
+    prompt_ids: Integer[Tensor, "*B P"] | np.ndarray | None = None,
     batch_size: int = 1,
     sampling: Sampling | None = None,
     on_tokens: Callable[[Int[Tensor, "B Q"]], None] | None = None,

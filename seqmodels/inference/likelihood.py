@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from seqmodels.inference.generate import evaluation
@@ -15,7 +15,7 @@ from seqmodels.model import SequenceModel
 
 def token_log_likelihood(
     model: SequenceModel,
-    ids_BL: Int[Tensor, "B L"],
+    ids_BL: Integer[Tensor, "B L"],
     *,
     start_id: int | Int[Tensor, " B"],
     lengths_B: Int[Tensor, " B"] | None = None,

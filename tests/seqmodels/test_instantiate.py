@@ -73,7 +73,6 @@ def test_the_constructors_own_error_comes_through():
         "seqmodelsx.layers.mamba.Mamba",
         "seqmodels.layers.mamba.math.pi",
         "seqmodels.instantiate.OWN_ROOTS",
-        7,
     ],
 )
 def test_other_names_are_refused(name):

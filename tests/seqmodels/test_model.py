@@ -82,7 +82,7 @@ def test_same_greedy_tokens_as_transformers(published):
     theirs, ours = published
     prompt_L = torch.randint(0, 56, (9,))
     expected = theirs.generate(prompt_L[None], max_new_tokens=40, do_sample=False)[0, 9:]
-    actual = generate(ours, 40, start_id=int(prompt_L[0]), prompt_ids=prompt_L[1:], sampling=Sampling(temperature=0))
+    actual = generate(ours, 40, start_id=int(prompt_L[0]), prompt_ids=prompt_L[1:], sampling=Sampling(temperature=0.0))
     assert actual.ids_BL[0].tolist() == expected.tolist()
     assert len(set(expected.tolist())) > 3
 

@@ -57,7 +57,7 @@ def test_the_global_random_state_is_left_alone(small_model):
 
 def test_greedy_takes_the_most_likely(small_model):
     model = small_model()
-    ids_BL = generate(model, 20, start_id=0, sampling=Sampling(temperature=0)).ids_BL
+    ids_BL = generate(model, 20, start_id=0, sampling=Sampling(temperature=0.0)).ids_BL
     logits_BLV, _ = model(torch.cat([torch.zeros(1, 1).long(), ids_BL[:, :-1]], dim=1))
     assert torch.equal(logits_BLV.argmax(-1), ids_BL)
     assert torch.equal(generate(model, 20, start_id=0, sampling=Sampling(top_k=1)).ids_BL, ids_BL)
@@ -74,9 +74,9 @@ def test_prompt_in_chunks_and_as_numpy(small_model, monkeypatch):
 def test_one_prompt_a_row(small_model):
     model = small_model()
     prompts_BP = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    both = generate(model, 15, start_id=0, prompt_ids=prompts_BP, sampling=Sampling(temperature=0))
+    both = generate(model, 15, start_id=0, prompt_ids=prompts_BP, sampling=Sampling(temperature=0.0))
     for row in range(2):
-        alone = generate(model, 15, start_id=0, prompt_ids=prompts_BP[row], sampling=Sampling(temperature=0))
+        alone = generate(model, 15, start_id=0, prompt_ids=prompts_BP[row], sampling=Sampling(temperature=0.0))
         assert torch.equal(both.ids_BL[row], alone.ids_BL[0])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import seqmodels
+from domains.dna.tokenizer import DnaTokenizer
 from seqmodels.inference import load
 from seqmodels.instantiate import build
 from seqmodels.model import model_spec
@@ -20,7 +21,7 @@ BACKBONE = {
     "layer": {"_target_": "seqmodels.layers.mamba.Mamba", "_partial_": True},
 }
 HEAD = {"_target_": "seqmodels.heads.next_token.NextTokenHead"}
-TOKENIZER = {"_target_": "seqmodels.data.record.SampleKey", "epoch": 3, "index": 4}  # any allowed class will do here
+TOKENIZER = DnaTokenizer().spec()
 
 
 def write(run, *, step=10, seed=0, model_backbone=BACKBONE, meta_backbone=None, **meta):
@@ -41,7 +42,7 @@ def test_what_was_saved_comes_back(tmp_path):
             assert torch.equal(loaded.model.state_dict()[name], tensor), name
         assert loaded.model.head.weight is loaded.model.backbone.embedding.weight
         assert not loaded.model.training
-        assert loaded.tokenizer == (3, 4)
+        assert loaded.tokenizer.spec() == TOKENIZER
         assert loaded.class_names == ("a", "b")
         assert (loaded.meta["step"], loaded.folder) == (10, folder)
 

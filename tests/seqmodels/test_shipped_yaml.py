@@ -1,0 +1,40 @@
+"""YAML of layers, backbones and heads: every key explained, every argument there, every default the class's own."""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+import re
+
+import pytest
+import yaml
+
+from seqmodels.instantiate import locate
+
+CONF = pathlib.Path(__file__).parents[2] / "conf"
+FILES = sorted(path for group in ("layer", "backbone", "head") for path in (CONF / group).glob("*.yaml"))
+RUN_TIME = {"d_model", "vocab_size", "num_classes", "layer"}  # filled in by code, or by the defaults list
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_key_is_explained(path):
+    lines = path.read_text().splitlines()
+    start = lines.index("defaults:") + 1 if "defaults:" in lines else 0
+    for line in lines[start:]:
+        if re.match(r"\w+:", line):
+            assert re.search(r"\S  # \S", line), f"{path.name}: {line!r} lacks an explanation"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_keys_are_the_arguments_with_their_defaults(path):
+    values = yaml.safe_load(path.read_text())
+    if "_target_" not in values:
+        pytest.skip("a preset on top of another file; building it checks its keys")
+    parameters = inspect.signature(locate(values["_target_"])).parameters
+    given = set(values) - {"_target_", "_partial_", "defaults"}
+    assert given <= set(parameters)
+    assert set(parameters) - given <= RUN_TIME
+    for key in given:
+        default = parameters[key].default
+        if default is not inspect.Parameter.empty:
+            assert values[key] == default, f"{path.name}: {key} is {values[key]!r}, the class says {default!r}"
