@@ -75,6 +75,13 @@ class SampleStore:
             self.mode = "memory" if sum(self.lengths) * 4 <= memory_mib * 2**20 else "files"
         if self.mode != "files":
             self._decode_all(on_bad_file)
+        elif slow := [info.path for info in self.infos if not info.seekable]:
+            log.warning(
+                "%d files (such as %s) cannot be read from the middle and are decoded from their start for every "
+                "segment: decode them once with cache_folder=…",
+                len(slow),
+                slow[0],
+            )
 
     def read(self, clip: int, start: int, stop: int) -> Float[np.ndarray, " L"]:
         """Samples [start, stop) of a file. A view where possible: do not write into it.

@@ -5,9 +5,10 @@
     write_audio("out.wav", samples, 16000)                            exactly those samples, 16 bit, all or nothing
 
 soundfile (libsndfile) decodes: WAV 8/16/24/32 bit and float, FLAC, OGG Vorbis and Opus, MP3, AIFF, AU, GSM, CAF, W64,
-RF64; headerless raw when its format is given. A stretch is read by seeking, never by decoding the whole file (GSM 6.10
-and G.721 cannot seek: those are read from their start). Channels are mixed to mono by their mean, and other rates
-resampled (resample.py) with enough context that a stretch equals the same slice of the whole file at that rate.
+RF64; headerless raw when its format is given. A stretch is read by seeking, never by decoding the whole file. MP3, GSM
+6.10 and G.721 cannot seek to an exact sample: those are decoded from their start and are best cached. Channels are
+mixed to mono by their mean, and other rates resampled (resample.py) with enough context that a stretch equals the same
+slice of the whole file at that rate.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class AudioInfo:
         channels: its channels C, >= 1.
         frames: samples of each channel, >= 1.
         encoding: container and sample format, e.g. "WAV PCM_16".
-        seekable: whether a stretch can be read without decoding what lies before it.
+        seekable: whether a stretch can be read, exactly, without decoding what lies before it.
         size_bytes: size of the file.
         modified_ns: time of last change in ns.
         raw: given for headerless files.
@@ -131,7 +132,7 @@ class LevelMeter:
 
 
 def read_info(path: str | os.PathLike[str], *, raw: RawFormat | None = None) -> AudioInfo:
-    """Reads the header and checks that the file holds what the header promises.
+    """Reads the header and checks that the file holds what the header promises (an MP3 shows only when decoded).
 
     Args:
         path: a sound file.
@@ -162,7 +163,7 @@ def read_info(path: str | os.PathLike[str], *, raw: RawFormat | None = None) -> 
             raw=raw,
         )
         _check_whole(info, file.extra_info)
-        if file.format in ("FLAC", "MP3") and info.seekable:
+        if file.format == "FLAC":
             _check_last_sample(info, file)
     return info
 
@@ -247,7 +248,18 @@ def write_audio(
     return str(target)
 
 
-def _open(path: str, raw: RawFormat | None) -> soundfile.SoundFile:
+class _SoundFile(soundfile.SoundFile):
+    """Never seeks in an MP3, whose frames borrow bits from those before: after a seek the first ones decode wrong.
+
+    soundfile itself seeks to where it already is after every read, so reading an MP3 in two halves gives other samples
+    than reading it whole, unless it is told that the file cannot seek.
+    """
+
+    def seekable(self) -> bool:
+        return self.format != "MP3" and super().seekable()
+
+
+def _open(path: str, raw: RawFormat | None) -> _SoundFile:
     options: dict[str, Any] = {}
     if raw is not None:
         options = {"format": "RAW", "samplerate": raw.sample_rate_hz, "channels": raw.channels}
@@ -255,7 +267,7 @@ def _open(path: str, raw: RawFormat | None) -> soundfile.SoundFile:
         if raw.sample_rate_hz < 1 or raw.channels < 1:
             raise ValueError(f"{path}: raw format {raw} needs a rate and a number of channels of at least 1")
     try:
-        file = soundfile.SoundFile(path, **options)
+        file = _SoundFile(path, **options)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise AudioFileError(f"{path}: {_why_unreadable(path, error, raw)}") from None
     if file.samplerate <= 1:  # libsndfile makes an AIFF rate of 0 into 1
@@ -286,6 +298,8 @@ def _check_whole(info: AudioInfo, parser_log: str) -> None:
 
     libsndfile quietly shortens such a file, and says so only in its log: "data : 640000 (should be 383968)".
     """
+    if info.encoding.startswith("OGG"):
+        _check_last_page(info)
     promised = held = 0
     for line in parser_log.splitlines():
         sizes = re.match(r"\s*(?:data|SSND|Data Size)\s*:\s*(\d+)(?: \(should be (\d+)\))?", line)
@@ -295,8 +309,6 @@ def _check_whole(info: AudioInfo, parser_log: str) -> None:
         frames = re.search(r"Calculated frame count (\d+) does not match value from 'ds64' chunk of (\d+)", line)
         if frames:
             raise _cut_off(info, f"the header promises {frames[2]} frames, the file holds {frames[1]}")
-        if "lacks an end-of-stream" in line:
-            raise _cut_off(info, "its last page is not an end of stream")
     if held < promised < _STREAMED_BYTES:
         holds = f"{held:,} ({info.seconds:.2f} s)"
         raise _cut_off(info, f"the header promises {promised:,} bytes of sound, the file holds {holds}")
@@ -312,6 +324,19 @@ def _check_last_sample(info: AudioInfo, file: soundfile.SoundFile) -> None:
         read = 0
     if read == 0:
         raise _cut_off(info, f"the header promises {info.frames} frames, the last cannot be decoded")
+
+
+def _check_last_page(info: AudioInfo) -> None:
+    """An OGG stream ends with a whole page that bears the end-of-stream flag (RFC 3533, section 6)."""
+    with open(info.path, "rb") as file:
+        file.seek(max(0, info.size_bytes - 2 * 65307))  # two of the largest pages
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        raise _cut_off(info, "it ends inside the header of a page")
+    body = sum(page[27 : 27 + page[26]])
+    if not page[5] & 4 or len(page) < 27 + page[26] + body:
+        raise _cut_off(info, f"its last page is not a whole end of stream ({info.seconds:.2f} s can be read)")
 
 
 def _cut_off(info: AudioInfo, evidence: str) -> AudioFileError:
