@@ -1,13 +1,13 @@
 """Genomes to samples: windows for language models (`GenomeWindows`), labelled windows (`SpeciesWindows`).
 
-In: FASTA files in any of the spellings of `Genome`. Out: `Record`s of uint8 token ids; N (and IUPAC codes) are taken out
-of the loss. Both are a `Corpus`: `split("train"|"valid"|"test")`, `report()`, `tokenizer`, `class_names`.
+In: FASTA files in any of the spellings of `Genome`. Out: `Record`s of uint8 token ids; N (and IUPAC codes) are taken
+out of the loss. Both are a `Corpus`: `split("train"|"valid"|"test")`, `report()`, `tokenizer`, `class_names`.
 
     corpus = GenomeWindows("genome.fa", window_bases=4096)
     corpus.split("train")[SampleKey(epoch=0, index=7)]
 
-Training windows are drawn anew each epoch (`policy="random"`) or stand side by side (`policy="tile"`); validation and test
-windows are a fixed list, the same in every epoch and run. A sample depends on (seed, epoch, index) alone.
+Training windows are drawn anew each epoch (`policy="random"`) or stand side by side (`policy="tile"`); validation and
+test windows are a fixed list, the same in every epoch and run. A sample depends on (seed, epoch, index) alone.
 """
 
 from __future__ import annotations
@@ -232,8 +232,8 @@ class _GenomeCorpus:
         longest = max(len(region) for region in regions)
         return ValueError(
             f"the split {split!r} has no window of window_bases={self.window_bases} with at most "
-            f"{self.max_n_fraction:.0%} N; its longest region has {longest} bases. Take shorter windows, hold out more, or "
-            f"raise max_n_fraction"
+            f"{self.max_n_fraction:.0%} N; its longest region has {longest} bases. Take shorter windows, hold out "
+            f"more, or raise max_n_fraction"
         )
 
     def _without_n(self, split: str, windows: WindowTable) -> WindowTable:
@@ -269,8 +269,11 @@ class _GenomeCorpus:
     _datasets: dict[str, FixedWindows | RandomWindows]
 
     def report(self) -> dict[str, int | float | str]:
-        """Counts: files, sequences, bases, n, lower_case, iupac, uracil; for each split its windows, bases, windows dropped
-        for N, regions shorter than a window, and the share of held-out windows that touch training bases."""
+        """Counts of what was read.
+
+        Keys: files, sequences, bases, n, lower_case, iupac, uracil; for each split its windows, bases, windows dropped
+        for N, regions shorter than a window, and the share of held-out windows that touch training bases.
+        """
         return dict(self._report)
 
     def region_ids(self, split: str) -> Iterator[np.ndarray]:
@@ -403,11 +406,11 @@ class SpeciesWindows(_GenomeCorpus):
         if len(files) < 2:
             raise ValueError(f"species classification needs two species or more, got {sorted(files)}")
         super().__init__(
-            Genome([path for paths in files.values() for path in paths]), window_bases=window_bases, splits=splits,
+            Genome(files), window_bases=window_bases, splits=splits,
             tokenizer=tokenizer, seed=seed, max_n_fraction=max_n_fraction, soft_mask_weight=None, on_leak=on_leak,
         )  # fmt: skip
         self.class_names: tuple[str, ...] = tuple(sorted(files))
-        self._species_of = self._label_records(files)
+        self._species_of = self._label_records()
         self._by_sequence = sequence_sampling == "uniform"
         self._datasets = {}
         tables = {split: self._fixed_list(split, eval_windows_per_species) for split in ("valid", "test")}
@@ -426,14 +429,9 @@ class SpeciesWindows(_GenomeCorpus):
         """The samples of "train", "valid" or "test"; ValueError where there is no such split or no window in it."""
         return self._one_of(name)
 
-    def _label_records(self, files: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    def _label_records(self) -> dict[str, int]:
         """From record key to class index."""
-        label_of_path = {
-            str(path): self.class_names.index(name) for name, paths in files.items() for path in paths
-        }
-        return {
-            key: label_of_path[self.genome.files[number].path] for key, (number, _) in self.genome.records.items()
-        }
+        return {key: self.class_names.index(self.genome.stem_of[key]) for key in self.genome.records}
 
     def _usable(self, split: str, label: int) -> tuple[list[Interval], WindowTable]:
         """Regions of one species in one split that hold a window of few N, and their good tiles."""

@@ -6,9 +6,9 @@ Out: uint8 ASCII codes as they stand in the file, case included.
     fasta = Fasta("genome.fa")
     fasta.fetch("chr20", 1_000_000, 1_001_024, "-")
 
-pyfaidx (plain) or samtools through pysam (bgzip) makes the index once; reading is our own slice of a memory map. No file
-handle with a position exists that forked workers could share: a shared handle of pyfaidx or pysam returns wrong bases
-without any error. A pickled `Fasta` carries no data and maps the file again where it arrives (spawn, forkserver).
+pyfaidx (plain) or samtools through pysam (bgzip) makes the index once; reading is our own slice of a memory map. No
+file handle with a position exists that forked workers could share: a shared handle of pyfaidx or pysam returns wrong
+bases without any error. A pickled `Fasta` carries no data and maps the file again where it arrives (spawn, forkserver).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ FastaSource = str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, Any
 class Fasta:
     """One FASTA file, checked once and then read at random places.
 
-    Opening reads the whole file the first time (checks and counts, about 150 MB/s, result cached) and afterwards
-    only its index. Files that a .fai cannot address (comments, blank lines, uneven lines) are read through a clean copy in
-    the cache folder; the log says so.
+    Opening reads the whole file the first time (checks and counts, result cached) and afterwards only its index. Files
+    that a .fai cannot address (comments, blank lines, uneven lines) are read through a clean copy in the cache folder;
+    the log says so.
 
     Args:
         path: plain or bgzip FASTA.
@@ -175,8 +175,8 @@ class Genome:
     A record keeps its name where that is unique; else the file's stem goes before it: `canFam3/chr6`, `monDom5/chr6`.
 
     Args:
-        source: a path, a glob (`species/*.fa`), a folder, `example:vertebrates` (the embedded data), a list of these, or
-            a mapping from a name of your own (used in place of the stem) to any of these.
+        source: a path, a glob (`species/*.fa`), a folder, `example:vertebrates` (the embedded data), a list of these,
+            or a mapping from a name of your own (used in place of the stem) to any of these.
     """
 
     def __init__(self, source: FastaSource):
@@ -393,7 +393,9 @@ def _read_blocks(gzi: Path) -> np.ndarray:
     return np.concatenate([np.zeros((1, 2), dtype=np.int64), numbers[1:].reshape(-1, 2)])
 
 
-def _overlap_with_runs(run_starts: np.ndarray, run_ends: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _overlap_with_runs(
+    run_starts: np.ndarray, run_ends: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> Int64[np.ndarray, " windows"]:
     """How many positions of each [start, end) lie in the sorted, disjoint runs."""
     before = np.concatenate([[0], np.cumsum(run_ends - run_starts)])
 

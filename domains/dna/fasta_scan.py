@@ -4,8 +4,8 @@ In: a path (plain text or bgzip). Out: a `Scan` with the name, length and letter
 N, or a `ValueError` that names file, line and byte. A file that is right but cannot be addressed by a .fai
 (`;` comments, blank lines, lines of uneven length) gets a clean copy in the cache folder, one line a record.
 
-The cache folder is `$SEQMODELS_CACHE`, else `$XDG_CACHE_HOME/seqmodels`, else `~/.cache/seqmodels`; entries are keyed by
-path and hold the file's size and time stamp, so an edited file is read anew.
+The cache folder is `$SEQMODELS_CACHE`, else `$XDG_CACHE_HOME/seqmodels`, else `~/.cache/seqmodels`; entries are keyed
+by path and hold the file's size and time stamp, so an edited file is read anew.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _KIND[list(b"ACGTUacgtu")] = 0
 _KIND[list(b" \t\r\n")] = 2
 
 _FOREIGN = {  # first bytes of files that are often called .fa
-    b"\x1f\x8b": "plain gzip, which cannot be read from the middle; decompress it, or: gunzip -c X.gz | bgzip > Y.fa.gz",
+    b"\x1f\x8b": "plain gzip, which cannot be read from the middle; decompress it, or: gunzip -c X.gz | bgzip > Y.gz",
     b"BZh": "bzip2; decompress it",
     b"\xfd7zXZ": "xz; decompress it",
     b"(\xb5/\xfd": "zstandard; decompress it",
@@ -162,7 +162,7 @@ def bgzf_blocks(data: UInt8[np.ndarray, " bytes"], path: Path) -> Iterator[bytes
 def inflate(block: UInt8[np.ndarray, " bytes"], path: Path, position: int) -> bytes:
     """One BGZF block decompressed (SAM specification, section 4.1: 18 bytes of header, 8 of trailer)."""
     try:
-        return zlib.decompress(block[18:-8], wbits=-15, bufsize=65536)
+        return zlib.decompress(block[18:-8].data, wbits=-15, bufsize=65536)
     except zlib.error as error:
         raise ValueError(f"{path}: damaged bgzip block at byte {position} ({error})") from None
 
@@ -295,7 +295,8 @@ class _Reader:
         histogram = _histogram(text)
         self.check_letters(lines, start, text, histogram)
         if not self.records:
-            raise self.refuse(f"line {lines.first + begin}", "sequence before the first header; a FASTA begins with >name")
+            what = "sequence before the first header; a FASTA begins with >name"
+            raise self.refuse(f"line {lines.first + begin}", what)
         record = self.records[-1]
         if histogram[list(b"N" + IUPAC_CODES + b"n" + IUPAC_CODES.lower())].any():
             record.runs += _runs_of_n(text, record.length)

@@ -127,7 +127,13 @@ class HeldOutRegions:
     """
 
     def __init__(
-        self, *, valid: float = 0.1, test: float = 0.1, layout: str = "tail", block_bases: int = 1_000_000, seed: int = 0
+        self,
+        *,
+        valid: float = 0.1,
+        test: float = 0.1,
+        layout: str = "tail",
+        block_bases: int = 1_000_000,
+        seed: int = 0,
     ):
         if not (0 <= valid < 1 and 0 <= test < 1 and valid + test < 1):
             raise ValueError(f"valid={valid} and test={test} must be fractions with a sum below 1")
@@ -275,16 +281,18 @@ class WindowTable:
         return self.take(np.arange(count) * len(self) // count)
 
 
-def tile(regions: Sequence[Interval], window_bases: int, *, edge: str = "shift", stride: int | None = None) -> WindowTable:
+def tile(
+    regions: Sequence[Interval], window_bases: int, *, edge: str = "shift", stride: int | None = None
+) -> WindowTable:
     """Windows side by side in every region; none crosses the border of its region.
 
     Args:
         regions: where windows may lie.
         window_bases: length of a window.
-        edge: what becomes of the bases at the end of a region that fill no window: "shift" moves the last window back so
-            that it ends with the region (it overlaps the one before), "pad" makes a shorter window (the batch pads it on
-            the right), "drop" leaves them out. A region shorter than a window gives one shorter window with "pad" and
-            none otherwise.
+        edge: what becomes of the bases at the end of a region that fill no window: "shift" moves the last window back
+            so that it ends with the region (it overlaps the one before), "pad" makes a shorter window (the batch pads
+            it on the right), "drop" leaves them out. A region shorter than a window gives one shorter window with "pad"
+            and none otherwise.
         stride: distance from one window's start to the next; None means `window_bases`.
     """
     if edge not in EDGES:

@@ -142,7 +142,7 @@ class DnaTokenizer:
     def decode(self, ids: np.ndarray) -> str:
         """Letters of `ids`: ACGTN, "." for padding and "?" for the other special tokens."""
         ids = np.asarray(ids)
-        if len(ids) and not (0 <= ids.min() and ids.max() < VOCAB_SIZE):
+        if len(ids) and (ids.min() < 0 or ids.max() >= VOCAB_SIZE):
             raise ValueError(f"token ids must lie in 0..{VOCAB_SIZE - 1}, got {ids.min()}..{ids.max()}")
         return np.frombuffer(_LETTER_OF_ID, dtype=np.uint8)[ids].tobytes().decode()
 
