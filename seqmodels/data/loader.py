@@ -7,6 +7,7 @@ a reader that is not safe across a fork cannot return wrong bases. The dataset t
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -170,13 +171,16 @@ def evaluation_batches(
 
 
 def _loader(reader: BatchReader, batches: BatchSampler | list, workers: int) -> DataLoader:
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not once a worker
     return DataLoader(
         reader,
         batch_size=None,  # the sampler gives whole batches and the reader makes them
         sampler=batches,
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch's stub knows lists of samples only
         num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=context,
         worker_init_fn=_leave_the_process_group if workers else None,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

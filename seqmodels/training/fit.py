@@ -13,6 +13,7 @@ The `seqmodels train` command composes these from YAML and calls the same functi
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import platform
@@ -117,11 +118,12 @@ def train(
         L.seed_everything(recipe.seed % 2**32, verbose=False)
         network: SequenceModel = build(spec)
         if checkpoint is not None:
-            run = RunFolder.open(run_dir)
             _check_same_model(spec, checkpoint)
+        elif model_from is not None:
+            log.info("weights     %s", load_backbone(network, model_from))
+        if resume:
+            run = RunFolder.open(run_dir)
         else:
-            if model_from is not None:
-                log.info("weights     %s", load_backbone(network, model_from))
             run = _create(run_dir, config if config is not None else _plain_config(spec, recipe))
         return _fit(network, corpus, recipe, run, spec, checkpoint, callbacks, loggers)
 
@@ -141,6 +143,7 @@ def _fit(
     from seqmodels.training.module import SequenceTask
     from seqmodels.training.rhythm import Rhythm
 
+    recipe = _without_impossible_validation(recipe, corpus)
     unit = corpus.tokenizer.unit if network.head.objective == "next_token" else "sequence"
     task = SequenceTask(network, recipe, unit=unit)
     data = SequenceDataModule(corpus, objective=network.head.objective, settings=recipe.data, seed=recipe.seed)
@@ -199,8 +202,13 @@ def _lightning_trainer(
     )
 
 
-def _checkpoint_to_resume(run_dir: str | Path, settings: TrainerSettings) -> Path:
-    checkpoint = find_checkpoint(RunFolder.open(run_dir).path, "last")
+def _checkpoint_to_resume(run_dir: str | Path, settings: TrainerSettings) -> Path | None:
+    """The newest checkpoint; None, to start from the beginning, where the run was killed before its first one."""
+    run = RunFolder.open(run_dir)
+    if not any(run.checkpoints.glob("step-*")):
+        log.info("resuming    from the beginning: %s was stopped before its first checkpoint", run_dir)
+        return None
+    checkpoint = find_checkpoint(run.path, "last")
     step = read_meta(checkpoint)["step"]
     if step >= settings.max_steps:
         raise CheckpointError(
@@ -240,6 +248,18 @@ def _create(run_dir: str | Path, config: Mapping[str, Any]) -> RunFolder:
     return RunFolder.create(run_dir, config)
 
 
+def _without_impossible_validation(recipe: Recipe, corpus: Corpus) -> Recipe:
+    """A corpus too small for a validation split can still be trained on; said aloud."""
+    try:
+        if not recipe.trainer.val_every_steps or len(corpus.split("valid")):
+            return recipe
+        reason = "the validation split is empty"
+    except ValueError as error:
+        reason = str(error)
+    log.warning("training without validation: %s", reason)
+    return dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, val_every_steps=0))
+
+
 def _meta(spec: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
     import numpy
     import safetensors
@@ -263,8 +283,6 @@ def _meta(spec: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
 
 
 def _plain_config(spec: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    import dataclasses
-
     return {
         "model": dict(spec),
         "trainer": dataclasses.asdict(recipe.trainer),

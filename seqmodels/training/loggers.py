@@ -75,7 +75,7 @@ class CsvLog(RunLog):
             file.write(_line([row.get(name, "") for name in self._columns]))
 
     def _add_columns(self, names: list[str]) -> None:
-        rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
+        rows = list(csv.DictReader(io.StringIO(self.path.read_text()))) if self.path.exists() else []
         keys = [name for name in KEY_COLUMNS if name in names]
         self._columns += keys + [name for name in names if name not in keys]
         draft = self.path.with_name(".draft-metrics.csv")
