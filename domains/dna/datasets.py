@@ -63,7 +63,7 @@ def _targets(ids: np.ndarray) -> np.ndarray | None:
     """None where every base counts, else the ids with `IGNORE_INDEX` at everything but A, C, G, T."""
     if ids.max(initial=0) <= BASE_IDS[-1] and ids.min(initial=BASE_IDS[0]) >= BASE_IDS[0]:
         return None
-    return np.where((ids >= BASE_IDS[0]) & (ids <= BASE_IDS[-1]), ids, IGNORE_INDEX).astype(np.int64)
+    return np.where((ids >= BASE_IDS[0]) & (ids <= BASE_IDS[-1]), ids.astype(np.int64), IGNORE_INDEX)
 
 
 class FixedWindows:
