@@ -34,7 +34,7 @@ STEP = {
     **dict.fromkeys(("conv_state", "conv_weight", "conv_bias", "new_conv_state", "x_out", "x", "partial"), F32),
     **dict.fromkeys(("state", "new_state", "dt_bias", "a", "d"), F32),
     **dict.fromkeys(("stride_xz", "stride_x_proj", "stride_dt_proj", "B", "E", "J", "N", "R", "n_shares"), "i32"),
-    **dict(W=4, HAS_BIAS=True, BLOCK_B=4, BLOCK_E=256, BLOCK_J=64),  # noqa: C408
+    **dict(W=4, HAS_BIAS=True, BLOCK_B=1, BLOCK_E=32, BLOCK_J=64),  # noqa: C408
     **dict(BLOCK_SHARES=64, BLOCK_N=16, BLOCK_R=64),  # noqa: C408
 }
 
@@ -48,6 +48,9 @@ CASES = {
     "norm-forward": ("rms_norm", "forward", NORM, 4),
     "norm-backward": ("rms_norm", "backward", NORM, 4),
     "step-project": ("mamba_step", "convolve_and_project", STEP, 4),
+    "step-project-16-rows": (
+        "mamba_step", "convolve_and_project", {**STEP, "BLOCK_B": 16, "BLOCK_E": 64, "BLOCK_J": 128}, 4,
+    ),
     "step-scan": ("mamba_step", "scan_and_gate", STEP, 4),
 }
 # All of them for Hopper; the heaviest of each op for the others, to keep this short.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from seqkernels import triton_runtime
 
-#: Programs to aim for, in warps: enough for several waves on a card with about 132 multiprocessors.
-_WARPS_WANTED = 12_000
+#: Programs to aim for: a few waves of 16 to 32 on each of about 132 multiprocessors.
+_PROGRAMS_WANTED = 8_000
 
 
 def unavailable(x_BLE: Tensor, weight_EW: Tensor, **details: object) -> str | None:
@@ -43,37 +43,32 @@ def conv(
 
 
 class Plan(NamedTuple):
-    """How the work is cut: a program walks `rows` rows of `block_e` channels, `unroll` rows at a time."""
+    """How the work is cut: a program of one warp walks `rows` rows of `block_e` channels, `unroll` rows at a time."""
 
     rows: int
     unroll: int
     block_e: int
-    num_warps: int
 
 
-def plan(B: int, L: int, E: int, vector: int) -> Plan:
-    """Cut (B, L, E) into programs of up to 4 warps with `vector` channels a thread.
+def plan(B: int, L: int, E: int, most_rows: int) -> Plan:
+    """Cut (B, L, E) into programs of one warp with 4 channels a thread: the taps and the open rows live in registers.
 
     Long blocks of rows re-read little (W-1 rows of overlap), short ones give small inputs enough programs.
     """
-    num_warps = 1
-    while num_warps < 4 and num_warps * 32 * vector < E and E % (num_warps * 64 * vector) == 0:
-        num_warps *= 2
-    block_e = num_warps * 32 * vector
-    rows = 256
-    while rows > 16 and B * -(-L // rows) * -(-E // block_e) * num_warps < _WARPS_WANTED:
+    rows, block_e = most_rows, 128
+    while rows > 16 and B * -(-L // rows) * -(-E // block_e) < _PROGRAMS_WANTED:
         rows //= 2
-    return Plan(rows, 4, block_e, num_warps)
+    return Plan(rows, 4, block_e)
 
 
 def plan_forward(x_BLE: Tensor) -> Plan:
-    """16 bytes of x a thread and row."""
-    return plan(*x_BLE.shape, vector=16 // x_BLE.element_size())
+    """Rows of a program depend on the shape alone, so that results do not depend on the card."""
+    return plan(*x_BLE.shape, most_rows=128)
 
 
 def plan_backward(x_BLE: Tensor) -> Plan:
-    """4 channels a thread: taps, their gradients and the open rows of dx live in registers."""
-    return plan(*x_BLE.shape, vector=4)
+    """Longer blocks: each leaves one set of weight-gradient sums."""
+    return plan(*x_BLE.shape, most_rows=512)
 
 
 def _rows_in_place(x: Tensor) -> Tensor:
@@ -121,7 +116,7 @@ def _forward(
             ROWS=cut.rows,
             UNROLL=cut.unroll,
             BLOCK_E=cut.block_e,
-            num_warps=cut.num_warps,
+            num_warps=1,
         )
         if packed:
             triton_kernels.packed_final_state[(final.shape[0] * n_blocks_e,)](
@@ -134,7 +129,7 @@ def _forward(
                 W=W,
                 HAS_INITIAL=initial is not None,
                 BLOCK_E=cut.block_e,
-                num_warps=cut.num_warps,
+                num_warps=1,
             )
     return y, final
 
@@ -179,7 +174,7 @@ def _backward(
         "HAS_DFINAL": dfinal is not None,
         "PACKED": packed,
         "BLOCK_E": cut.block_e,
-        "num_warps": cut.num_warps,
+        "num_warps": 1,
     }
     strides = (x.stride(0), x.stride(1), dy.stride(0), dy.stride(1))
     pointers = (

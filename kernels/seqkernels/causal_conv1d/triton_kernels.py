@@ -13,6 +13,8 @@ it passes a boundary, so no per-row index is read.
 import triton
 import triton.language as tl
 
+from seqkernels import triton_math
+
 
 @triton.jit
 def _load_weights(weight, bias, e, e_in, W: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_E: tl.constexpr):
@@ -92,7 +94,6 @@ def forward(
     b = chunk // n_chunks
     l0 = (chunk % n_chunks) * ROWS
     x_b = x + b * stride_xb
-    y_b = y + b * L * E
 
     taps, offset = _load_weights(weight, bias, e, e_in, W, HAS_BIAS, BLOCK_E)
     window = _rows_before(x_b, initial + b * (W - 1) * E, l0, stride_xl, e, e_in, E, W, HAS_INITIAL and not PACKED)
@@ -101,14 +102,18 @@ def forward(
         start = tl.load(cu_seqlens + s).to(tl.int64)
         end = tl.load(cu_seqlens + s + 1).to(tl.int64)
 
-    for r in range(0, tl.minimum(L - l0, ROWS), UNROLL):
+    # Rows are counted from l0 in 32 bits: the pointers carry the 64-bit part.
+    count = tl.minimum(L - l0, ROWS).to(tl.int32)
+    x_r = x_b + l0 * stride_xl
+    y_r = y + (b * L + l0) * E
+    for r in range(0, count, UNROLL):
         rows = window
         for u in tl.static_range(UNROLL):  # all loads first, so that they are in flight together
-            row = l0 + r + u
-            rows = rows + (tl.load(x_b + row * stride_xl + e, mask=e_in & (row < L), other=0.0).to(tl.float32),)
+            here = e_in & (r + u < count)
+            rows = rows + (tl.load(x_r + u * stride_xl + e, mask=here, other=0.0).to(tl.float32),)
         for u in tl.static_range(UNROLL):
-            row = l0 + r + u
             if PACKED:
+                row = l0 + r + u
                 s, start, end = _step_sequence(row, L, s, start, end, cu_seqlens)
             total = offset
             for w in tl.static_range(W):
@@ -117,9 +122,11 @@ def forward(
                     value = _tap(value, row, W - 1 - w, s, start, initial, e, e_in, E, W, HAS_INITIAL)
                 total += taps[w] * value
             if SILU:
-                total = total / (1.0 + tl.exp(-total))
-            tl.store(y_b + row * E + e, total, mask=e_in & (row < L))
+                total = total * triton_math.sigmoid(total)
+            tl.store(y_r + u * E + e, total, mask=e_in & (r + u < count))
         window = rows[UNROLL:]
+        x_r += UNROLL * stride_xl
+        y_r += UNROLL * E
 
     if not PACKED:
         if l0 + ROWS >= L:
@@ -147,8 +154,9 @@ def packed_final_state(
 @triton.jit
 def _pre_activation_gradient(dy, total, SILU: tl.constexpr):
     if SILU:
-        gate = 1.0 / (1.0 + tl.exp(-total))
-        return dy * gate * (1.0 + total * (1.0 - gate))
+        gate = triton_math.sigmoid(total)
+        gated = total * gate
+        return dy * (gate * (1.0 - gated) + gated)
     return dy
 
 
@@ -170,10 +178,7 @@ def backward(
     chunk = (tl.program_id(0) // n_blocks_e).to(tl.int64)
     b = chunk // n_chunks
     l0 = (chunk % n_chunks) * ROWS
-    l1 = tl.minimum(l0 + ROWS, L)
     x_b = x + b * stride_xb
-    dy_b = dy + b * stride_dyb
-    dx_b = dx + b * L * E
 
     taps, offset = _load_weights(weight, bias, e, e_in, W, HAS_BIAS, BLOCK_E)
     window = _rows_before(x_b, initial + b * (W - 1) * E, l0, stride_xl, e, e_in, E, W, HAS_INITIAL and not PACKED)
@@ -191,14 +196,19 @@ def backward(
         start = tl.load(cu_seqlens + s).to(tl.int64)
         end = tl.load(cu_seqlens + s + 1).to(tl.int64)
 
-    for r in range(0, l1 - l0 + W - 1, UNROLL):
+    # Rows are counted from l0 in 32 bits: the pointers carry the 64-bit part.
+    own_rows = tl.minimum(L - l0, ROWS).to(tl.int32)
+    all_rows = tl.minimum(L - l0, ROWS + W - 1).to(tl.int32)
+    x_r = x_b + l0 * stride_xl
+    dy_r = dy + b * stride_dyb + l0 * stride_dyl
+    dx_r = dx + (b * L + l0 - (W - 1)) * E
+    for r in range(0, own_rows + W - 1, UNROLL):
         rows = window
         dys = ()
         for u in tl.static_range(UNROLL):
-            row = l0 + r + u
-            here = e_in & (row < tl.minimum(l1 + W - 1, L))
-            rows = rows + (tl.load(x_b + row * stride_xl + e, mask=here, other=0.0).to(tl.float32),)
-            dys = dys + (tl.load(dy_b + row * stride_dyl + e, mask=here, other=0.0).to(tl.float32),)
+            here = e_in & (r + u < all_rows)
+            rows = rows + (tl.load(x_r + u * stride_xl + e, mask=here, other=0.0).to(tl.float32),)
+            dys = dys + (tl.load(dy_r + u * stride_dyl + e, mask=here, other=0.0).to(tl.float32),)
         for u in tl.static_range(UNROLL):
             row = l0 + r + u
             if PACKED:
@@ -216,26 +226,28 @@ def backward(
             fresh = zero
             if HAS_DFINAL:
                 slot = row - (end - (W - 1))
-                fresh = tl.load(
-                    dfinal + (s * (W - 1) + slot) * E + e, mask=e_in & (slot >= 0) & (row < end), other=0.0
-                ).to(tl.float32)
+                state_row = dfinal + (s * (W - 1) + slot) * E
+                fresh = tl.load(state_row + e, mask=e_in & (slot >= 0) & (row < end), other=0.0)
             grown = ()
             for w in tl.static_range(W):
                 share = taps[w] * g
                 if PACKED and w < W - 1:
                     share = tl.where(row - (W - 1 - w) >= start, share, 0.0)
                 grown = grown + ((pending + (fresh,))[w] + share,)
-            done = row - (W - 1)
-            tl.store(dx_b + done * E + e, grown[0], mask=e_in & (done >= l0) & (done < l1))
+            is_own = (r + u >= W - 1) & (r + u < own_rows + W - 1)
+            tl.store(dx_r + u * E + e, grown[0], mask=e_in & is_own)
             pending = grown[1:]
 
-            own = tl.where(row < l1, g, 0.0)  # rows past l1 belong to the next program's share
+            own = tl.where(r + u < own_rows, g, 0.0)  # later rows belong to the next program's share
             summed = ()
             for w in tl.static_range(W):
                 summed = summed + (dtaps[w] + own * values[w],)
             dtaps = summed
             doffset += own
         window = rows[UNROLL:]
+        x_r += UNROLL * stride_xl
+        dy_r += UNROLL * stride_dyl
+        dx_r += UNROLL * E
 
     partial_c = partial + chunk * (W + 1) * E
     for w in tl.static_range(W):

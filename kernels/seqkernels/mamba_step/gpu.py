@@ -52,24 +52,24 @@ def step(
 
 
 class Plan(NamedTuple):
-    """How the two launches are cut: rows and channels a program, and warps."""
+    """How the two launches are cut: rows and channels a program."""
 
     project_rows: int
     project_channels: int
     scan_channels: int
-    num_warps: int
+    scan_warps: int
 
 
 def plan(B: int, E: int, N: int) -> Plan:
-    """Few rows: many small programs, since one trip through memory is what takes time. Many rows: larger blocks."""
-    rows = 1 if B < 8 else 2 if B < 128 else 4
-    channels = 32 if rows < 4 else 256  # 4 rows of narrow blocks spill registers
-    while channels < 256 and -(-B // rows) * -(-E // channels) > 256:
-        channels *= 2
-    scan_channels = 32 if B < 8 else 64
+    """Few rows: many small programs, since one trip through memory is what takes time.
+
+    Many rows: 16 to a program, so that x_proj runs on the matrix units, and more channels to a scan program.
+    """
+    rows, channels = (1, 32) if B < 16 else (16, 32 if B < 128 else 64)
+    scan_channels = 32 if B < 64 else 128
     while scan_channels > 1 and scan_channels * _power_of_two(N) > _MOST_STATE:
         scan_channels //= 2
-    return Plan(rows, channels, scan_channels, 4)
+    return Plan(rows, channels, scan_channels, 2 if 8 <= B < 64 else 4)
 
 
 def _power_of_two(n: int) -> int:
@@ -114,8 +114,8 @@ def _run(
             HAS_BIAS=conv_bias is not None,
             BLOCK_B=cut.project_rows,
             BLOCK_E=cut.project_channels,
-            BLOCK_J=min(64, _power_of_two(J)),
-            num_warps=cut.num_warps,
+            BLOCK_J=max(16, min(64 if cut.project_rows == 1 else 128, _power_of_two(J))),
+            num_warps=4,
         )
         triton_kernels.scan_and_gate[(B, -(-E // cut.scan_channels))](
             xz,
@@ -139,7 +139,7 @@ def _run(
             BLOCK_E=cut.scan_channels,
             BLOCK_N=_power_of_two(N),
             BLOCK_R=_power_of_two(R),
-            num_warps=cut.num_warps,
+            num_warps=cut.scan_warps,
         )
     return y
 

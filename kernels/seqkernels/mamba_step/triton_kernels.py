@@ -11,6 +11,8 @@ channels, which the second adds up in order (deterministic). All arithmetic is f
 import triton
 import triton.language as tl
 
+from seqkernels import triton_math
+
 
 @triton.jit
 def convolve_and_project(
@@ -19,39 +21,36 @@ def convolve_and_project(
     W: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_B rows of BLOCK_E channels: convolution, SiLU, shifted state, and their share of all J rows of x_proj."""
-    block_e = tl.program_id(1)
-    e = block_e * BLOCK_E + tl.arange(0, BLOCK_E)
-    e_in = e < E
-    b0 = tl.program_id(0).to(tl.int64) * BLOCK_B
+    b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
+    e_row = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+    e = e_row[None, :]
+    here = (b < B) & (e < E)
+    spot = b * (W - 1) * E + e
 
-    activated = ()
-    for i in tl.static_range(BLOCK_B):
-        here = e_in & (b0 + i < B)
-        state = (b0 + i) * (W - 1) * E + e
-        rows = ()
-        for w in tl.static_range(W - 1):
-            rows = rows + (tl.load(conv_state + state + w * E, mask=here, other=0.0),)
-        rows = rows + (tl.load(xz + (b0 + i) * stride_xz + e, mask=here, other=0.0).to(tl.float32),)
-        total = tl.zeros([BLOCK_E], tl.float32)
-        if HAS_BIAS:
-            total += tl.load(conv_bias + e, mask=e_in, other=0.0)
-        for w in tl.static_range(W):
-            total += tl.load(conv_weight + e * W + w, mask=e_in, other=0.0) * rows[w]
-        tl.debug_barrier()  # in place: every thread has read the old state
-        for w in tl.static_range(W - 1):
-            tl.store(new_conv_state + state + w * E, rows[w + 1], mask=here)
-        total = total / (1.0 + tl.exp(-total))
-        tl.store(x_out + (b0 + i) * E + e, total, mask=here)
-        activated = activated + (total,)
+    rows = ()
+    for w in tl.static_range(W - 1):
+        rows = rows + (tl.load(conv_state + spot + w * E, mask=here, other=0.0),)
+    rows = rows + (tl.load(xz + b * stride_xz + e, mask=here, other=0.0).to(tl.float32),)
+    total = tl.zeros([BLOCK_B, BLOCK_E], tl.float32)
+    if HAS_BIAS:
+        total += tl.load(conv_bias + e, mask=e < E, other=0.0)
+    for w in tl.static_range(W):
+        total += tl.load(conv_weight + e * W + w, mask=e < E, other=0.0) * rows[w]
+    total = total * triton_math.sigmoid(total)
+    tl.debug_barrier()  # in place: every thread has read the old state
+    for w in tl.static_range(W - 1):
+        tl.store(new_conv_state + spot + w * E, rows[w + 1], mask=here)
+    tl.store(x_out + b * E + e, total, mask=here)
 
     for j0 in range(0, J, BLOCK_J):
         j = j0 + tl.arange(0, BLOCK_J)
-        weights = tl.load(
-            x_proj + j[:, None] * stride_x_proj + e[None, :], mask=(j < J)[:, None] & e_in[None, :], other=0.0
-        ).to(tl.float32)
-        for i in tl.static_range(BLOCK_B):
-            share = tl.sum(weights * activated[i][None, :], axis=1)
-            tl.store(partial + (block_e * B + b0 + i) * J + j, share, mask=(j < J) & (b0 + i < B))
+        weight_spot = j[:, None] * stride_x_proj + e_row[None, :]
+        weights = tl.load(x_proj + weight_spot, mask=(j < J)[:, None] & (e < E), other=0.0).to(tl.float32)
+        if BLOCK_B >= 16:
+            share = tl.dot(total, tl.trans(weights), input_precision="tf32x3")  # three passes: fp32's accuracy
+        else:
+            share = tl.sum(weights[None, :, :] * total[:, None, :], axis=2)
+        tl.store(partial + (tl.program_id(1) * B + b) * J + j[None, :], share, mask=(b < B) & (j < J)[None, :])
 
 
 @triton.jit
@@ -100,7 +99,7 @@ def scan_and_gate(
     c_n = _add_shares(partial, b, R + N, N, B, J, n_shares, BLOCK_SHARES, BLOCK_N)
 
     dt = softplus(tl.sum(proj * rank[None, :], axis=1) + tl.load(dt_bias + e, mask=e_in, other=0.0))
-    h = tl.exp(dt[:, None] * rate) * h + (dt * x_e)[:, None] * b_n[None, :]
+    h = triton_math.exp(dt[:, None] * rate) * h + (dt * x_e)[:, None] * b_n[None, :]
     tl.store(new_state + spot, h, mask=inside)
     out = tl.sum(h * c_n[None, :], axis=1) + tl.load(d + e, mask=e_in, other=0.0) * x_e
-    tl.store(y + b * E + e, out * z / (1.0 + tl.exp(-z)), mask=e_in)
+    tl.store(y + b * E + e, out * z * triton_math.sigmoid(z), mask=e_in)
