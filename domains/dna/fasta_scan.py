@@ -122,7 +122,7 @@ def scan(path: Path) -> Scan:
     stored = cache_path(path, ".scan.npz")
     key = np.array([_SCAN_VERSION, *fingerprint(path)], dtype=np.int64)
     try:
-        with np.load(stored, allow_pickle=False) as saved:
+        with open(stored, "rb") as file, np.load(file, allow_pickle=False) as saved:
             if np.array_equal(saved["key"], key):
                 names = tuple(bytes(saved["names"]).decode().split("\n"))
                 return Scan(names, saved["lengths"], saved["letters"], saved["runs"], str(saved["irregular"]))
@@ -162,9 +162,12 @@ def bgzf_blocks(data: UInt8[np.ndarray, " bytes"], path: Path) -> Iterator[bytes
 def inflate(block: UInt8[np.ndarray, " bytes"], path: Path, position: int) -> bytes:
     """One BGZF block decompressed (SAM specification, section 4.1: 18 bytes of header, 8 of trailer)."""
     try:
-        return zlib.decompress(block[18:-8].data, wbits=-15, bufsize=65536)
+        text = zlib.decompress(block[18:-8].data, wbits=-15, bufsize=65536)
     except zlib.error as error:
         raise ValueError(f"{path}: damaged bgzip block at byte {position} ({error})") from None
+    if zlib.crc32(text) != int.from_bytes(block[-8:-4].data, "little"):
+        raise ValueError(f"{path}: damaged bgzip block at byte {position} (the check sum is wrong)")
+    return text
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -189,9 +192,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 def _whole_lines(path: Path) -> Iterator[UInt8[np.ndarray, " bytes"]]:
     """The text in pieces that end at a line end (the last one: at the end of the file)."""
     held: list[bytes] = []
-    for number, piece in enumerate(_pieces(path)):
-        if number == 0:
-            piece = piece.removeprefix(BYTE_ORDER_MARK)
+    for piece in _pieces(path):
         cut = piece.rfind(b"\n") + 1
         if cut == 0:
             held.append(piece)  # inside a very long line
@@ -384,17 +385,19 @@ def _what_is_wrong(byte: int, wrong: np.ndarray) -> str:
 
 def read_through(path: Path) -> Scan:
     """Checks and counts a whole FASTA; raises ValueError with file, line and byte where it is not one."""
-    head = _first_bytes(path)
+    _check_first_bytes(path)
     reader, number = _Reader(path), 1
-    if head.startswith(BYTE_ORDER_MARK):
-        reader.irregular = "it begins with a byte-order mark"
     for text in _whole_lines(path):
+        if number == 1 and bytes(text[:3]) == BYTE_ORDER_MARK:
+            text, reader.irregular = text[3:], "it begins with a byte-order mark"
         lines = _Lines.of(text, number)
         reader.read(lines)
         number += len(lines.starts)
     records = reader.records
     if not records:
         raise ValueError(f"{path}: no record in it; a FASTA begins with >name")
+    if is_bgzip(path) and (empty := [record for record in records if not record.length]):
+        reader.irregular = reader.irregular or f"the record of line {empty[0].line} is empty"  # samtools refuses it
     letters = np.array([record.letters for record in records])
     if not letters.sum():
         raise ValueError(f"{path}: headers but no sequence")
@@ -411,7 +414,7 @@ def read_through(path: Path) -> Scan:
     )
 
 
-def _first_bytes(path: Path) -> bytes:
+def _check_first_bytes(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a FASTA file")
     with open(path, "rb") as file:
@@ -419,11 +422,10 @@ def _first_bytes(path: Path) -> bytes:
     if not head:
         raise ValueError(f"{path}: the file is empty")
     if is_bgzip(path):
-        return head
+        return
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise ValueError(f"{path}: not a FASTA that can be read: it is {what}")
-    return head
 
 
 def write_clean_copy(path: Path, target: Path) -> None:
@@ -433,7 +435,7 @@ def write_clean_copy(path: Path, target: Path) -> None:
         for text in _whole_lines(path):
             lines = _Lines.of(text, 1)
             for start, stop in zip(lines.starts.tolist(), lines.stops.tolist()):
-                line = bytes(text[start:stop])
+                line = bytes(text[start:stop]).removeprefix(BYTE_ORDER_MARK)
                 if line.startswith(b";"):
                     continue
                 if line.startswith(b">"):
