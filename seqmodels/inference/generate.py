@@ -30,6 +30,7 @@ class Sampling:
         top_k: draw among the k most likely symbols; None among all.
         top_p: draw among the fewest symbols that hold this share of the probability, in (0, 1]; None among all.
         seed: row b of a batch draws from the stream (seed, b), on any device and in any batch size.
+        allowed_ids: draw only among these symbols (bases, say, and no special tokens); None among all.
 
     Raises:
         ValueError: a value outside its range.
@@ -39,6 +40,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+    allowed_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -49,6 +51,8 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p}: must be in (0, 1], or null for all symbols")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must be 0 or more")
+        if self.allowed_ids is not None and len(self.allowed_ids) == 0:
+            raise ValueError("allowed_ids is empty: name at least one symbol, or null for all")
 
     @property
     def is_greedy(self) -> bool:
@@ -56,6 +60,10 @@ class Sampling:
 
     def pick(self, logits_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
         """Draws one symbol a row from fp32 logits and float64 uniforms in [0, 1), by inverting the CDF."""
+        if self.allowed_ids is not None:
+            logits_BK = logits_BV[:, self.allowed_ids]
+            logits_BV = torch.full_like(logits_BV, -torch.inf)
+            logits_BV[:, self.allowed_ids] = logits_BK
         if self.is_greedy:
             return logits_BV.argmax(dim=-1)
         if self.temperature != 1:
@@ -117,13 +125,14 @@ def generate(
         The symbols and their log-likelihoods, on the model's device.
 
     Raises:
-        ValueError: num_tokens, batch_size or chunk_len below 1, a prompt of another shape or with ids outside the
-            vocabulary, or a model that predicts no next symbols.
+        ValueError: num_tokens, batch_size or chunk_len below 1, a prompt of another shape, prompt or allowed ids
+            outside the vocabulary, or a model that predicts no next symbols.
     """
     require_positive(num_tokens=num_tokens, batch_size=batch_size, chunk_len=chunk_len)
     if model.head.objective != "next_token" or not model.backbone.is_causal:
         raise ValueError("generation needs a causal model with a next-token head, which this model is not")
     sampling = sampling or Sampling()
+    _check_vocabulary("allowed_ids", torch.tensor(sampling.allowed_ids or []), model)
     inputs_BL = _inputs(model, start_id, prompt_ids, batch_size)
     B, device = inputs_BL.shape[0], inputs_BL.device
     ids_BL = torch.empty(B, num_tokens, dtype=torch.int64, device=device)
@@ -169,14 +178,15 @@ def _inputs(
     if prompt.dim() not in (1, 2):
         raise ValueError(f"a prompt has shape (P,) or (B, P), not {tuple(prompt.shape)}")
     prompt_BP = prompt.expand(batch_size, -1) if prompt.dim() == 1 else prompt
-    vocab_size = model.backbone.vocab_size
-    if prompt_BP.numel() and not 0 <= int(prompt_BP.min()) <= int(prompt_BP.max()) < vocab_size:
-        raise ValueError(
-            f"prompt ids run from {int(prompt_BP.min())} to {int(prompt_BP.max())}; "
-            f"the model knows 0 to {vocab_size - 1}"
-        )
+    _check_vocabulary("prompt ids", prompt_BP, model)
     start_B1 = torch.full((prompt_BP.shape[0], 1), start_id, dtype=torch.int64, device=device)
     return torch.cat([start_B1, prompt_BP.to(device, torch.int64)], dim=1)
+
+
+def _check_vocabulary(what: str, ids: Tensor, model: SequenceModel) -> None:
+    low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+    if low < 0 or high >= model.backbone.vocab_size:
+        raise ValueError(f"{what} run from {low} to {high}; the model knows 0 to {model.backbone.vocab_size - 1}")
 
 
 def _prefill(model: SequenceModel, inputs_BL: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B V"], State]:

@@ -23,8 +23,8 @@ def test_log_likelihood_is_the_models_own_whatever_was_sampled_from(small_model)
 
 
 def test_exact_length_and_range(small_model):
-    for num_tokens in (1, 2, 255, 256, 257):
-        out = generate(small_model(), num_tokens, start_id=0)
+    for num_tokens in (1, 2, 31, 32, 33):
+        out = generate(small_model(), num_tokens, start_id=0, chunk_len=32)
         assert out.ids_BL.shape == out.log_likelihood_BL.shape == (1, num_tokens)
         assert 0 <= int(out.ids_BL.min()) <= int(out.ids_BL.max()) < 7
 
@@ -33,7 +33,7 @@ def test_padding_ids_of_the_vocabulary_are_never_drawn(small_model):
     model = small_model(vocab_size=5)  # the table has 8 rows
     with torch.no_grad():
         model.head.weight[5:] = 50.0
-    assert int(generate(model, 300, start_id=0, batch_size=4).ids_BL.max()) == 4
+    assert int(generate(model, 30, start_id=0, batch_size=40).ids_BL.max()) == 4
 
 
 def test_seed_decides_and_rows_do_not_depend_on_the_batch(small_model):
@@ -114,6 +114,24 @@ def test_inverting_the_cdf_never_runs_off_its_end():
     picked_B = Sampling().pick(logits_BV, torch.full((1000,), (1 - 2.0**-53) * (1 - 2.0**-52), dtype=torch.float64))
     assert int(picked_B.max()) < 300
     assert (logits_BV.double().softmax(-1).gather(1, picked_B[:, None]) > 0).all()
+
+
+def test_symbols_of_probability_zero_are_not_drawn_at_the_ends_either():
+    logits_BV = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, -1)
+    uniform_B = torch.tensor([0.0, 0.4999, 0.5, 1 - 2.0**-52], dtype=torch.float64)
+    assert Sampling().pick(logits_BV, uniform_B).tolist() == [1, 1, 3, 3]
+
+
+def test_only_allowed_symbols_are_drawn_and_their_likelihood_stays_the_models_own(small_model):
+    model = small_model()
+    out = generate(model, 60, start_id=0, sampling=Sampling(allowed_ids=(2, 5)))
+    assert set(out.ids_BL[0].tolist()) == {2, 5}
+    expected_BL, _ = token_log_likelihood(model, out.ids_BL, start_id=0)
+    torch.testing.assert_close(out.log_likelihood_BL, expected_BL, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="allowed_ids run from 5 to 7"):
+        generate(model, 1, start_id=0, sampling=Sampling(allowed_ids=(5, 7)))
+    with pytest.raises(ValueError, match="allowed_ids is empty"):
+        Sampling(allowed_ids=())
 
 
 def test_mode_and_gradients_are_as_before(small_model):
