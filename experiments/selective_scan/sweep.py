@@ -1,4 +1,4 @@
-"""Times of every layout of the CUDA scan at the benchmark shapes, kernel by kernel; the thresholds of plan.py come from it.
+"""Times of every layout of the CUDA scan at the benchmark shapes; the thresholds of plan.py come from it.
 
 python experiments/selective_scan/sweep.py [--quick]      needs a GPU; medians of CUDA-event times, no autograd
 """
@@ -48,33 +48,30 @@ def median_ms(function) -> float:
 def forward_layouts(size: plan.Size) -> list[plan.Forward]:
     whole = plan.cut_into(size, 1)
     per = size.sequences * size.channels / size.multiprocessors
-    found = []
+    found = [plan.forward(size)]
     if per > 200:
         found += [plan.Forward(1, 128, 4, whole), plan.Forward(1, 64, 8, whole)]
     if 50 < per < 300:
-        found += [plan.Forward(2, 64, 8, whole), plan.Forward(2, 128, 4, whole)]
-    if 20 < per < 150:
-        found += [plan.Forward(4, 128, 4, whole), plan.Forward(4, 64, 8, whole), plan.Forward(4, 128, 5, whole)]
+        found += [plan.Forward(2, 64, 8, whole)]
+    if 50 < per < 150:
+        found += [plan.Forward(4, 128, 4, whole), plan.Forward(4, 64, 8, whole)]
     if per < 100:
         blocks = size.sequences * size.channels // 128
-        for blocks_per in (4, 8):
-            found.append(plan.Forward(1, 128, 4, plan.cut_into(size, blocks_per * size.multiprocessors // blocks)))
-    return found
+        cut = plan.cut_into(size, 8 * size.multiprocessors // blocks)
+        found += [plan.Forward(1, 128, 4, cut), plan.Forward(1, 64, 8, cut)]
+    return list(dict.fromkeys(found))
 
 
 def backward_layouts(size: plan.Size) -> list[plan.Backward]:
     whole = plan.cut_into(size, 1)
     blocks = size.sequences * size.channels // 128
-    found = []
+    found = [plan.backward(size)]
     if blocks > 90:
-        found += [plan.Backward(4, 4, 2, whole), plan.Backward(2, 8, 2, whole), plan.Backward(2, 4, 3, whole)]
-        found += [plan.Backward(4, 2, 4, whole)]
+        found += [plan.Backward(4, 4, 2, whole), plan.Backward(2, 4, 3, whole), plan.Backward(4, 2, 4, whole)]
     if blocks < 200:
-        for blocks_per in (2, 4, 8):
-            chunks = blocks_per * size.multiprocessors // blocks
-            found += [plan.Backward(4, 4, 2, plan.cut_into(size, chunks))]
+        found += [plan.Backward(4, 4, 2, plan.cut_into(size, 8 * size.multiprocessors // blocks))]
         found += [plan.Backward(2, 4, 3, plan.cut_into(size, 6 * size.multiprocessors // blocks))]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def sweep(shape: tuple[int, int, int]) -> None:
@@ -87,31 +84,22 @@ def sweep(shape: tuple[int, int, int]) -> None:
     def show(what: str, ms: float, extra: str = "") -> None:
         print(f"  {what:64s} {ms:8.3f} ms {elements / ms / 1e6:6.1f} G/s {extra}", flush=True)
 
-    saves = (plan.SAVE_NOTHING, plan.SAVE_FP32_PER_8, plan.SAVE_BF16_PER_4)
-    best = dict.fromkeys(saves, float("inf"))
+    best = {False: float("inf"), True: float("inf")}
     for layout in forward_layouts(size):
-        for save in saves:
+        for save in best:
             ms = median_ms(lambda save=save, layout=layout: launch.run_forward(p, save, layout))
             best[save] = min(best[save], ms)
-            name = f"forward lanes {layout.lanes} threads {layout.threads}/{layout.min_blocks} chunks {layout.cut.chunks}"
-            show(f"{name} save {save}", ms, f"x{peer_forward / ms:.2f}" if save == 0 else "")
+            name = f"lanes {layout.lanes} threads {layout.threads}/{layout.min_blocks} chunks {layout.cut.chunks}"
+            show(f"forward {name}{' saving' * save}", ms, "" if save else f"x{peer_forward / ms:.2f}")
         if layout.cut.chunks > 1:
             ms = median_ms(lambda layout=layout: launch._carried_states(p, layout.cut))
             show(f"  of which ends + carry, chunks {layout.cut.chunks}", ms)
-    for save in saves[1:]:
-        result = launch.run_forward(p, save)
-        assert result.y is not None
-        for layout in backward_layouts(size):
-            ms = median_ms(
-                lambda save=save, layout=layout: launch.run_backward(p, grad, None, result.y, result.states, save, layout)
-            )
-            name = f"{layout.lane_channels}x{layout.warps}/{layout.min_blocks} chunks {layout.cut.chunks}"
-            both = best[save] + ms
-            show(f"backward save {save} {name}", ms, f"with forward {both:.3f} ms x{peer_both / both:.2f}")
-            if layout.cut.chunks > 1 and save == 1:
-                part = median_ms(lambda layout=layout: launch._chunk_ends(p, layout.cut, reverse=True, drive=grad, bc=p.c))
-                show(f"  of which reverse ends, chunks {layout.cut.chunks}", part)
-        del result
+    result = launch.run_forward(p, True)
+    for layout in backward_layouts(size):
+        ms = median_ms(lambda layout=layout: launch.run_backward(p, grad, None, result.y, result.states, layout))
+        name = f"{layout.lane_channels}x{layout.warps}/{layout.min_blocks} chunks {layout.cut.chunks}"
+        both = best[True] + ms
+        show(f"backward {name}", ms, f"with forward {both:.3f} ms x{peer_both / both:.2f}")
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """`selective_scan` on NVIDIA GPUs from compute capability 8.0 on: CUDA C++ compiled at first use (`seqkernels.nvrtc`).
 
 Reading order: `common.cuh` (numbers, chunks and tiles), `forward.cu`, `backward.cu`, `ends.cu` and `carry.cu`
-(sequences cut over blocks), `reduce.cu`; then `plan.py` (which layout for which size), `launch.py`, `ops.py`.
+(sequences cut over blocks), `reduce.cu`; then `plan.py` (which layout for which size), `launch.py`, `ops.py`. Complex
+a, b, c have their own `complex.cu` and `complex_ops.py`.
 
 State and arithmetic are fp32 whatever the dtype of x. Nothing depends on the order in which blocks run: results are the
 same bit for bit from run to run.
@@ -50,8 +51,6 @@ def unavailable(x_BLE: Tensor, a_EN: Tensor, **details: object) -> str | None:
         return "needs an NVIDIA GPU"
     if x_BLE.dtype not in _DTYPES:
         return f"handles float32, bfloat16 and float16, x is {x_BLE.dtype}"
-    if a_EN.is_complex():
-        return "handles a real a only"
     if a_EN.shape[1] > MAX_STATES:
         return f"handles up to {MAX_STATES} states, a has {a_EN.shape[1]}"
     return _no_device(x_BLE.device.index)
@@ -78,6 +77,19 @@ def scan(
     Returns:
         y_BLE in x's dtype, and the state after the last step in fp32.
     """
+    wants_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad
+        for tensor in (x_BLE, dt_BLE, a_EN, b_BLGN, c_BLGN, d_E, z_BLE, dt_bias_E, initial_state_BEN)
+    )
+    if a_EN.is_complex():
+        from seqkernels.selective_scan.cuda import complex_ops
+
+        y_BLE, final_BEN, _ = complex_ops.forward_op(
+            x_BLE, dt_BLE, a_EN, b_BLGN, c_BLGN, d_E, z_BLE, dt_bias_E, dt_softplus, initial_state_BEN, cu_seqlens,
+            wants_grad,
+        )  # fmt: skip
+        return y_BLE, final_BEN
+
     from seqkernels.selective_scan.cuda.ops import forward_op
 
     (B, L, E), N, G = x_BLE.shape, a_EN.shape[1], b_BLGN.shape[2]
@@ -93,13 +105,9 @@ def scan(
         apart = tensor.unflatten(dim, (G, per_group))
         return F.pad(apart, (0, 0) * (-dim - 1) + (0, more_channels)).flatten(dim - 1, dim)
 
-    wants_grad = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad
-        for tensor in (x_BLE, dt_BLE, a_EN, b_BLGN, c_BLGN, d_E, z_BLE, dt_bias_E, initial_state_BEN)
+    save = wants_grad and plan.saves_states(
+        B * L, E + G * more_channels, N + more_states, _memory_bytes(x_BLE.device.index)
     )
-    save = plan.SAVE_NOTHING
-    if wants_grad:
-        save = plan.save_mode(B * L, E + G * more_channels, N + more_states, _memory_bytes(x_BLE.device.index))
     y_BLE, final_BEN, _, _ = forward_op(
         pad_channels(x_BLE, -1),
         pad_channels(dt_BLE, -1),

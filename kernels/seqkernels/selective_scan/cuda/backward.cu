@@ -11,7 +11,9 @@
 // Who holds what. A lane holds 4 states of LANE_CHANNELS channels: lane & 3 is the quad of states, lane >> 2 the group of
 // channels; a warp covers 8 * LANE_CHANNELS channels and all 16 states. Per tile of 16 positions: an elementwise role (as
 // in forward.cu) converts, then the warps go through four sub-tiles of 4 positions, last to first. In a sub-tile they run
-// the state forward from the saved one, keeping a and h[t-1] in registers and collecting dC; then the adjoint in reverse.
+// the state forward, keeping a and h[t-1] in registers and collecting dC; then the adjoint in reverse. States were saved
+// before every second sub-tile: an odd one starts by running the even one before it, and leaves that one's decays a in
+// shared memory, because exponentials are what two warps of a scheduler would otherwise wait for.
 //
 // Sums over channels go first over the lane's own, then over lanes by shuffles, as a software pipeline (ChannelSums). To
 // spend no selects on it, the 4 states of a quad lie in permuted slots: slot i of a lane holds state i ^ mix, with mix the
@@ -20,7 +22,6 @@
 //
 // Compiled per variant by -D:
 //   LANE_CHANNELS 4 or 2, WARPS, MIN_BLOCKS   4 reads B and C least often; 2 gives more warps when channels are few
-//   SAVE       how the forward pass saved states (SAVE_*)
 //   PARTIAL_IN, PARTIAL_OUT   for N > 16: sums over n are continued from / left in fp32 buffers
 #include "common.cuh"
 
@@ -52,7 +53,7 @@ struct BackwardArgs {
   const float* a;           // (E, N)
   const float* d;           // (E)
   const float* dt_bias;     // (E)
-  const void* states;       // saved by the forward pass
+  const float* states;      // saved by the forward pass
   const float* r_in;        // (slots, E, N) adjoint that enters each chunk at its end, or null: zero
   element* dx;              // (rows, E); ddt, dz alike
   element* ddt;
@@ -65,10 +66,10 @@ struct BackwardArgs {
   const i64* cu_seqlens;
   i64 length;
   i64 rows;                 // of all sequences
-  i64 x_stride;
-  i64 dt_stride;
-  i64 z_stride;
-  i64 bc_stride;
+  int x_stride;
+  int dt_stride;
+  int z_stride;
+  int bc_stride;
   int sequences;
   int chunks;
   int chunk_length;
@@ -78,10 +79,12 @@ struct BackwardArgs {
   int channels_per_group;
 };
 
-constexpr int SAVED_BYTES = CHANNELS * STATES * 8;  // of one tile, in either format
+constexpr int KEPT_DECAYS = 3;                // positions of an even sub-tile whose decays are kept: all that fits
+static_assert(SAVE_EVERY == 2 * SUB, "states are saved before every second sub-tile");
 struct Shared {
   alignas(16) char stage[ARRAYS][ITEMS][THREADS][16];
-  alignas(16) char saved[2][SAVED_BYTES];     // two tiles: one is in use while the next arrives
+  float4 saved[SAVES][LANE_CHANNELS][THREADS];         // each lane's own
+  float4 decays[KEPT_DECAYS][LANE_CHANNELS][THREADS];  // likewise
   alignas(16) char bc_stage[2 * QUADS][QUAD];
   alignas(16) float delta[TILE][CHANNELS];
   alignas(16) float w[TILE][CHANNELS];
@@ -110,54 +113,40 @@ struct Lane {
 
 // ---- loads
 
-// fp32: each lane copies the states that it will use itself, to a place free of bank conflicts.
-DEVICE char* saved_fp32(Shared& s, int buffer, int half, int j) {
-  return s.saved[buffer] + ((half * LANE_CHANNELS + j) * THREADS + threadIdx.x) * 16;
+// A lane's own states. Its pieces of 16 bytes are half sectors of memory; the L1 cache joins the halves.
+DEVICE void fetch_states(Shared& s, const BackwardArgs& p, const Lane& lane, i64 tile, int channel0, int save) {
+  const float* from = p.states + saved_piece(tile, save, lane.quad, p.E, channel0 + lane.channel);
+  UNROLL
+  for (int j = 0; j < LANE_CHANNELS; j++) copy_async_cached(&s.saved[save][j][threadIdx.x], from + j * 4);
+  copies_close();
 }
 
-DEVICE void fetch_states(Shared& s, const BackwardArgs& p, const Lane& lane, i64 tile, int channel0, int buffer) {
-  if constexpr (SAVE == SAVE_FP32_PER_8) {
-    UNROLL
-    for (int half = 0; half < 2; half++) {
-      const float* from = (const float*)p.states + ((tile * 2 + half) * p.E + channel0 + lane.channel) * STATES + 4 * lane.quad;
-      UNROLL
-      for (int j = 0; j < LANE_CHANNELS; j++) copy_async<16>(saved_fp32(s, buffer, half, j), from + j * STATES, true);
-    }
-  } else {
-    constexpr int RUN_BYTES = CHANNELS * STATES * 2;
-    UNROLL
-    for (int item = 0; item < SAVED_BYTES / 16 / THREADS; item++) {
-      const int at = (threadIdx.x + item * THREADS) * 16, sub = at / RUN_BYTES;
-      copy_async<16>(s.saved[buffer] + at,
-                     (const char*)p.states + ((tile * SUBS + sub) * p.E + channel0) * STATES * 2 + at % RUN_BYTES, true);
-    }
-  }
-}
-
-DEVICE void fetch_tile(Shared& s, const BackwardArgs& p, const Lane& lane, const Chunk& chunk, int start, int channel0, int buffer) {
-  const int rows = chunk.length - start, column = channel0 + threadIdx.x % RUN * VEC;
-  const i64 row0 = chunk.row + start;
+// ITEMS pieces of a tile of x, dt, ...: the tile's corner in 64 bits, from there on in 32.
+DEVICE void fetch_array(char (*to)[THREADS][16], const element* corner, int stride, int rows) {
   UNROLL
   for (int item = 0; item < ITEMS; item++) {
-    const int position = (threadIdx.x + item * THREADS) / RUN;
-    const bool valid = position < rows;
-    const i64 row = row0 + position, dense = row * p.E + column;
-    copy_async<16>(s.stage[X][item][threadIdx.x], p.x + row * p.x_stride + column, valid);
-    copy_async<16>(s.stage[DT][item][threadIdx.x], p.dt + row * p.dt_stride + column, valid);
-    copy_async<16>(s.stage[DOUT][item][threadIdx.x], p.dout + dense, valid);
-    if constexpr (HAS_GATE) {
-      copy_async<16>(s.stage[ARRAYS - 2][item][threadIdx.x], p.z + row * p.z_stride + column, valid);
-      copy_async<16>(s.stage[ARRAYS - 1][item][threadIdx.x], p.y + dense, valid);
-    }
+    const int position = threadIdx.x / RUN + item * (THREADS / RUN);
+    copy_async<16>(to[item][threadIdx.x], corner + (position * stride + (int)(threadIdx.x % RUN) * VEC), position < rows);
   }
-  const i64 bc = row0 * p.bc_stride + (channel0 / p.channels_per_group) * (i64)p.N + p.first_state;
+}
+
+DEVICE void fetch_tile(Shared& s, const BackwardArgs& p, const Chunk& chunk, int start, int channel0) {
+  const int rows = chunk.length - start;
+  const i64 row = chunk.row + start, dense = row * p.E + channel0;
+  fetch_array(s.stage[X], p.x + row * p.x_stride + channel0, p.x_stride, rows);
+  fetch_array(s.stage[DT], p.dt + row * p.dt_stride + channel0, p.dt_stride, rows);
+  fetch_array(s.stage[DOUT], p.dout + dense, p.E, rows);
+  if constexpr (HAS_GATE) {
+    fetch_array(s.stage[ARRAYS - 2], p.z + row * p.z_stride + channel0, p.z_stride, rows);
+    fetch_array(s.stage[ARRAYS - 1], p.y + dense, p.E, rows);
+  }
+  const i64 corner = row * p.bc_stride + channel0 / p.channels_per_group * p.N + p.first_state;
   UNROLL
   for (int item = 0; item < BC_ITEMS; item++) {
     const int i = threadIdx.x + item * THREADS, quad = i % QUADS, position = quad / 4;
     if (i < 2 * QUADS)
-      copy_async<QUAD>(s.bc_stage[i], (i < QUADS ? p.b : p.c) + bc + position * p.bc_stride + quad % 4 * 4, position < rows);
+      copy_async<QUAD>(s.bc_stage[i], (i < QUADS ? p.b : p.c) + corner + (position * p.bc_stride + quad % 4 * 4), position < rows);
   }
-  fetch_states(s, p, lane, chunk.tile + start / TILE, channel0, buffer);
   copies_close();
 }
 
@@ -181,11 +170,10 @@ DEVICE void prepare_tile(Shared& s, const BackwardArgs& p, i64 row0, int rows, i
 
   UNROLL
   for (int item = 0; item < ITEMS; item++) {
-    const bool inside = (threadIdx.x + item * THREADS) / RUN < rows;
     float gate_grad[VEC];
     UNROLL
     for (int k = 0; k < VEC; k++) {
-      delta[item].v[k] = inside ? to_delta(raw[item][DT][k] + bias[k]) : 0.f;
+      delta[item].v[k] = to_delta(raw[item][DT][k] + bias[k]);
       w[item].v[k] = delta[item][k] * raw[item][X][k];
       dy[item].v[k] = raw[item][DOUT][k];
       if constexpr (HAS_GATE) {
@@ -195,6 +183,10 @@ DEVICE void prepare_tile(Shared& s, const BackwardArgs& p, i64 row0, int rows, i
       }
     }
     if constexpr (HAS_GATE) dz[item] = Pack<VEC>::from(gate_grad);
+    if ((threadIdx.x + item * THREADS) / RUN >= rows) {  // past the end: delta = 0 hands r on unchanged (x, dout are zero)
+      UNROLL
+      for (int k = 0; k < VEC; k++) delta[item].v[k] = 0.f;
+    }
   }
   UNROLL
   for (int item = 0; item < ITEMS; item++) {
@@ -285,20 +277,14 @@ struct Row {  // what one position needs of shared memory
   }
 };
 
-// The state before a sub-tile: the saved one, or, between two saved ones, the earlier run forward by four positions.
-DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, int buffer, float h[LANE_CHANNELS][4]) {
+// The state before a sub-tile: the saved one, for an odd sub-tile run through the even one before it.
+DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, float h[LANE_CHANNELS][4]) {
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) {
-    if constexpr (SAVE == SAVE_FP32_PER_8) {
-      const float4 v = *(const float4*)saved_fp32(s, buffer, sub / 2, j);
-      h[j][0] = v.x; h[j][1] = v.y; h[j][2] = v.z; h[j][3] = v.w;
-    } else {
-      const char* from = s.saved[buffer] + ((sub * CHANNELS + lane.channel + j) * STATES + 4 * lane.quad) * 2;
-      const uint2 v = *(const uint2*)from;
-      h[j][0] = bf16_to_float(v.x, 0); h[j][1] = bf16_to_float(v.x, 1); h[j][2] = bf16_to_float(v.y, 0); h[j][3] = bf16_to_float(v.y, 1);
-    }
+    const float4 v = s.saved[sub / 2][j][threadIdx.x];
+    h[j][0] = v.x; h[j][1] = v.y; h[j][2] = v.z; h[j][3] = v.w;
   }
-  if (SAVE == SAVE_BF16_PER_4 || sub % 2 == 0) return;
+  if (sub % 2 == 0) return;
   UNROLL
   for (int t = 0; t < SUB; t++) {
     Floats<LANE_CHANNELS> delta, w;
@@ -309,8 +295,31 @@ DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, i
     b.load(&s.b[position][lane.mix][4 * lane.quad]);
     UNROLL
     for (int j = 0; j < LANE_CHANNELS; j++) {
+      float a[4];
       UNROLL
-      for (int i = 0; i < 4; i++) h[j][i] = fmaf(exp2_fast(delta[j] * k.a2[j][i]), h[j][i], w[j] * b[i]);
+      for (int i = 0; i < 4; i++) {
+        a[i] = exp2_fast(delta[j] * k.a2[j][i]);
+        h[j][i] = fmaf(a[i], h[j][i], w[j] * b[i]);
+      }
+      if (t < KEPT_DECAYS) s.decays[t][j][threadIdx.x] = make_float4(a[0], a[1], a[2], a[3]);
+    }
+  }
+}
+
+// a = exp(delta A) of one position: kept by the odd sub-tile for the even one, as far as there was room.
+template <int STEP> DEVICE void load_decays(const Shared& s, const Carried& k, const Floats<LANE_CHANNELS>& delta, int sub,
+                                            float (&a)[LANE_CHANNELS][4]) {
+  if (STEP < KEPT_DECAYS && sub % 2 == 0) {
+    UNROLL
+    for (int j = 0; j < LANE_CHANNELS; j++) {
+      const float4 v = s.decays[STEP][j][threadIdx.x];
+      a[j][0] = v.x; a[j][1] = v.y; a[j][2] = v.z; a[j][3] = v.w;
+    }
+  } else {
+    UNROLL
+    for (int j = 0; j < LANE_CHANNELS; j++) {
+      UNROLL
+      for (int i = 0; i < 4; i++) a[j][i] = exp2_fast(delta[j] * k.a2[j][i]);
     }
   }
 }
@@ -373,17 +382,16 @@ struct SubTile {  // kept from the forward to the reverse half
 };
 
 template <int STEP> DEVICE void forward_step(Shared& s, const Lane& lane, const Carried& k, SubTile& kept, float h[LANE_CHANNELS][4],
-                                             ChannelSums& sums, Row& row, int position0) {
+                                             ChannelSums& sums, Row& row, int sub) {
   Row next;
-  if constexpr (STEP + 1 < SUB) next.load(s, lane, position0 + STEP + 1, false);
+  if constexpr (STEP + 1 < SUB) next.load(s, lane, sub * SUB + STEP + 1, false);
+  load_decays<STEP>(s, k, row.delta, sub, kept.a[STEP]);
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) {
     UNROLL
     for (int i = 0; i < 4; i++) {
-      const float a = exp2_fast(row.delta[j] * k.a2[j][i]);
-      kept.a[STEP][j][i] = a;
       kept.before[STEP][j][i] = h[j][i];
-      h[j][i] = fmaf(a, h[j][i], row.w[j] * row.b[i]);
+      h[j][i] = fmaf(kept.a[STEP][j][i], h[j][i], row.w[j] * row.b[i]);
       sums.v[STEP][i] = j ? fmaf(row.dy[j], h[j][i], sums.v[STEP][i]) : row.dy[j] * h[j][i];
     }
   }
@@ -417,19 +425,19 @@ template <int STEP> DEVICE void reverse_step(Shared& s, const Lane& lane, Carrie
   if constexpr (STEP > 0) row = next;
 }
 
-DEVICE void walk_sub_tile(Shared& s, const BackwardArgs& p, const Lane& lane, Carried& k, i64 row0, int rows, int channel0, int sub, int buffer) {
+DEVICE void walk_sub_tile(Shared& s, const BackwardArgs& p, const Lane& lane, Carried& k, i64 row0, int rows, int channel0, int sub) {
   static_assert(SUB == 4, "the steps below are written out");
   const int position0 = sub * SUB;
   float h[LANE_CHANNELS][4], dw[SUB][LANE_CHANNELS], ta[SUB][LANE_CHANNELS];
   SubTile kept;
   ChannelSums sums(s, lane, position0);
-  load_state(s, lane, k, sub, buffer, h);
+  load_state(s, lane, k, sub, h);
   Row row;
   row.load(s, lane, position0, false);
-  forward_step<0>(s, lane, k, kept, h, sums, row, position0);
-  forward_step<1>(s, lane, k, kept, h, sums, row, position0);
-  forward_step<2>(s, lane, k, kept, h, sums, row, position0);
-  forward_step<3>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<0>(s, lane, k, kept, h, sums, row, sub);
+  forward_step<1>(s, lane, k, kept, h, sums, row, sub);
+  forward_step<2>(s, lane, k, kept, h, sums, row, sub);
+  forward_step<3>(s, lane, k, kept, h, sums, row, sub);
   row.c.load(&s.c[position0 + SUB - 1][lane.mix][4 * lane.quad]);
   reverse_step<3>(s, lane, k, kept, dw, ta, sums, row, position0);
   reverse_step<2>(s, lane, k, kept, dw, ta, sums, row, position0);
@@ -493,16 +501,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) backward_scan(
   }
   if (chunk.length) {
     int start = (chunk.length - 1) / TILE * TILE;
-    fetch_tile(s, p, lane, chunk, start, channel0, 0);
-    for (int buffer = 0; start >= 0; start -= TILE, buffer ^= 1) {
+    fetch_tile(s, p, chunk, start, channel0);
+    for (int save = 0; save < SAVES; save++) fetch_states(s, p, lane, chunk.tile + start / TILE, channel0, save);
+    for (; start >= 0; start -= TILE) {
       const i64 row0 = chunk.row + start;
       const int rows = chunk.length - start;
       copies_wait();
       prepare_tile(s, p, row0, rows, channel0);
       __syncthreads();
-      if (start > 0) fetch_tile(s, p, lane, chunk, start - TILE, channel0, buffer ^ 1);
+      if (start > 0) fetch_tile(s, p, chunk, start - TILE, channel0);
 #pragma unroll 1
-      for (int sub = SUBS - 1; sub >= 0; sub--) walk_sub_tile(s, p, lane, k, row0, rows, channel0, sub, buffer);
+      for (int sub = SUBS - 1; sub >= 0; sub--) {
+        walk_sub_tile(s, p, lane, k, row0, rows, channel0, sub);
+        if (sub % 2 == 0 && start > 0) fetch_states(s, p, lane, chunk.tile + start / TILE - 1, channel0, sub / 2);
+      }
       __syncthreads();
       store_sums(s, p, row0, rows, block);
     }

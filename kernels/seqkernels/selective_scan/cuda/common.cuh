@@ -23,7 +23,6 @@ constexpr int WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LN2 = 0.6931471805599453f;
-constexpr float SOFTPLUS_THRESHOLD = 20.f;  // above it softplus(x) = x, as torch does
 
 __host__ __device__ constexpr int min_int(int a, int b) { return a < b ? a : b; }
 
@@ -33,34 +32,42 @@ template <int V> struct Int { static constexpr int value = V; };
 // ---------------------------------------------------------------------------------------------- hardware functions
 
 DEVICE float exp2_fast(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
-DEVICE float log2_fast(float x) { float r; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 DEVICE float reciprocal(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(ALL_LANES, v, mask); }
 DEVICE float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-LOG2E * x)); }
 
-// delta = softplus(dt + bias). Below 1/64 the sum 1 + e would round away the digits of e, hence the series.
+// delta = softplus(dt + bias) = max(x, 0) + log1p(e) with e = exp(-|x|) <= 1, and log1p(e) = 2 atanh(s), s = e / (2 + e):
+// an even polynomial in s, minimax to 4e-9 on [0, 1/3]. The hardware's lg2 near 1 would lose three digits. Above torch's
+// threshold of 20 this is x to the last bit by itself.
 DEVICE float to_delta(float x) {
 #if !SOFTPLUS
   return x;
 #elif ELEMENT == 0
-  return x > SOFTPLUS_THRESHOLD ? x : log1pf(expf(x));
+  return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
 #else
-  const float e = exp2_fast(LOG2E * x);
-  const float series = e * fmaf(e, fmaf(e, 1.f / 3.f, -0.5f), 1.f);
-  const float direct = LN2 * log2_fast(1.f + e);
-  return x > SOFTPLUS_THRESHOLD ? x : (e < 0.015625f ? series : direct);
+  const float e = exp2_fast(-LOG2E * fabsf(x)), s = e * reciprocal(2.f + e), q = s * s;
+  float p = fmaf(q, 0.2817833424f, 0.2796060145f);
+  p = fmaf(q, p, 0.4002490938f);
+  p = fmaf(q, p, 0.6666631699f);
+  p = fmaf(q, p, 2.f);
+  return fmaf(s, p, fmaxf(x, 0.f));
 #endif
 }
 
-// d delta / d dt = sigmoid(dt + bias) = 1 - exp(-delta): the backward pass needs delta alone.
+// d delta / d dt = sigmoid(dt + bias) = 1 - exp(-delta): the backward pass needs delta alone. Below 0.7 the difference
+// would cancel, hence delta times a polynomial, minimax to 1e-8.
 DEVICE float delta_slope(float delta) {
 #if !SOFTPLUS
   return 1.f;
 #elif ELEMENT == 0
   return -expm1f(-delta);
 #else
-  const float series = delta * fmaf(delta, fmaf(delta, 1.f / 6.f, -0.5f), 1.f);
-  return delta < 0.03125f ? series : 1.f - exp2_fast(-LOG2E * delta);
+  float p = fmaf(delta, -1.030134037e-3f, 8.062456735e-3f);
+  p = fmaf(delta, p, -4.156935215e-2f);
+  p = fmaf(delta, p, 1.666505933e-1f);
+  p = fmaf(delta, p, -4.999990165e-1f);
+  p = fmaf(delta, p, 1.f);
+  return delta < 0.7f ? delta * p : 1.f - exp2_fast(-LOG2E * delta);
 #endif
 }
 
@@ -88,12 +95,6 @@ DEVICE u32 floats_to_word(float low, float high) {
   u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r;
 }
 #endif
-
-// Two floats rounded to bf16 in one word: the storage of saved states, whatever ELEMENT is.
-DEVICE u32 floats_to_bf16(float low, float high) {
-  u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low)); return r;
-}
-DEVICE float bf16_to_float(u32 word, int half) { return __uint_as_float(half ? word & 0xffff0000u : word << 16); }
 
 // COUNT consecutive elements in registers, moved as one access of 4, 8 or 16 bytes.
 constexpr int PER_WORD = 4 / sizeof(element);
@@ -159,6 +160,9 @@ template <int BYTES> DEVICE void copy_async(void* to_shared, const void* from_gl
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from_global), "r"(count) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from_global), "n"(BYTES), "r"(count) : "memory");
+}
+DEVICE void copy_async_cached(void* to_shared, const void* from_global) {  // 16 bytes through the L1 cache
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to_shared)), "l"(from_global) : "memory");
 }
 DEVICE void copies_close() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 DEVICE void copies_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }  // for this thread's own copies
@@ -249,16 +253,19 @@ template <int CHANNELS, int THREADS_, int VEC> struct Pieces {
 
 // ---------------------------------------------------------------------------------------------- saved states
 
-// The backward pass keeps its 4 states of a quad in XOR-permuted slots (see backward.cu): slot i of a channel holds state
-// i ^ mix(channel). Saved states are stored in that order already.
-DEVICE int mix(int channel) { return (channel >> 2) & 3; }
-template <typename T> DEVICE void permute_quad(T* quad, int by) {
-  T a = quad[0], b = quad[1], c = quad[2], d = quad[3];
-  if (by & 1) { T t = a; a = b; b = t; t = c; c = d; d = t; }
-  if (by & 2) { T t = a; a = c; c = t; t = b; b = d; d = t; }
-  quad[0] = a; quad[1] = b; quad[2] = c; quad[3] = d;
+// The forward pass leaves the state before positions 0 and 8 of each tile, fp32, as (tiles, SAVES, 4 quads, E) pieces of 16
+// bytes: neighbouring channels are neighbours. 8 bytes per (row, channel).
+constexpr int SAVES = 2;
+constexpr int SAVE_EVERY = TILE / SAVES;
+DEVICE i64 saved_piece(i64 tile, int save, int quad, int E, int channel) {  // in floats
+  return (((tile * SAVES + save) * (STATES / 4) + quad) * E + channel) * 4;
 }
-// SAVE: what the forward pass leaves for the backward pass. Both cost 8 bytes per (row, channel) at 16 states.
-constexpr int SAVE_NOTHING = 0;
-constexpr int SAVE_FP32_PER_8 = 1;  // (tiles, 2, E, 16) fp32: the state before positions 0 and 8 of each tile
-constexpr int SAVE_BF16_PER_4 = 2;  // (tiles, 4, E, 16) bf16: the state before positions 0, 4, 8, 12
+
+// The backward pass keeps its 4 states of a quad in XOR-permuted slots (see backward.cu): slot i of a channel holds state
+// i ^ mix(channel). Saved states are in that order already.
+DEVICE int mix(int channel) { return (channel >> 2) & 3; }
+DEVICE float4 permute_quad(float4 v, int by) {
+  if (by & 1) v = make_float4(v.y, v.x, v.w, v.z);
+  if (by & 2) v = make_float4(v.z, v.w, v.x, v.y);
+  return v;
+}

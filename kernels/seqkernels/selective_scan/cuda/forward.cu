@@ -12,7 +12,7 @@
 //
 // Compiled per variant by -D:
 //   LANES 1 2 4, THREADS, MIN_BLOCKS   the smallest LANES that still fills the card is the fastest
-//   SAVE        SAVE_* of common.cuh: which states to leave for the backward pass
+//   SAVE        1: leave states for the backward pass (end of common.cuh)
 //   SAVE_Y      1: y before the gate goes out too (dz needs it)
 //   PARTIAL_IN, PARTIAL_OUT   for N > 16: sum_n is continued from / left in an fp32 buffer; D and the gate come last
 #include "common.cuh"
@@ -47,7 +47,7 @@ struct ForwardArgs {
   const float* h_in;        // (slots, E, N) state before each chunk, or null: zero
   element* out;             // (rows, E)
   element* y_saved;         // (rows, E)
-  void* states;             // see SAVE_* in common.cuh
+  float* states;            // see saved_piece() in common.cuh
   float* y_partial;         // (rows, E)
   float* h_final;           // (sequences, E, N)
   const i64* cu_seqlens;
@@ -211,32 +211,12 @@ template <int COUNT> DEVICE void sum_over_lanes(float* y, int lane) {
   }
 }
 
-DEVICE void save_fp32(const ForwardArgs& p, const float* h, i64 tile, int half, int channel, int lane) {
-  float* to = (float*)p.states + ((tile * 2 + half) * p.E + channel) * STATES + lane * STATES_PER_LANE;
+DEVICE void save_state(const ForwardArgs& p, const float* h, i64 tile, int save, int channel, int lane) {
   UNROLL
   for (int n = 0; n < STATES_PER_LANE; n += 4) {
-    float quad[4] = {h[n], h[n + 1], h[n + 2], h[n + 3]};
-    permute_quad(quad, mix(channel));
-    *(float4*)(to + n) = make_float4(quad[0], quad[1], quad[2], quad[3]);
-  }
-}
-
-DEVICE void save_bf16(const ForwardArgs& p, const float* h, i64 tile, int quarter, int channel, int lane) {
-  const int by = mix(channel);
-  const u32 order = by & 1 ? 0x1032u : 0x3210u;  // swap the halves of a word: slots 0 <-> 1
-  u32 word[STATES_PER_LANE / 2];
-  UNROLL
-  for (int n = 0; n < STATES_PER_LANE; n += 4) {
-    const u32 low = __byte_perm(floats_to_bf16(h[n], h[n + 1]), 0, order);
-    const u32 high = __byte_perm(floats_to_bf16(h[n + 2], h[n + 3]), 0, order);
-    word[n / 2] = by & 2 ? high : low;
-    word[n / 2 + 1] = by & 2 ? low : high;
-  }
-  u16* to = (u16*)p.states + ((tile * 4 + quarter) * p.E + channel) * STATES + lane * STATES_PER_LANE;
-  if constexpr (STATES_PER_LANE == 4) *(uint2*)to = make_uint2(word[0], word[1]);
-  else {
-    UNROLL
-    for (int n = 0; n < STATES_PER_LANE / 2; n += 4) *(uint4*)(to + 2 * n) = make_uint4(word[n], word[n + 1], word[n + 2], word[n + 3]);
+    const int quad = (lane * STATES_PER_LANE + n) / 4;
+    *(float4*)(p.states + saved_piece(tile, save, quad, p.E, channel)) =
+        permute_quad(make_float4(h[n], h[n + 1], h[n + 2], h[n + 3]), mix(channel));
   }
 }
 
@@ -268,9 +248,8 @@ DEVICE void scan_tile(Shared& s, const ForwardArgs& p, float* h, const float* a2
   const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES, at = Tile::index(channel, 0);
 #pragma unroll SCAN_UNROLL
   for (int position = 0; position < TILE; position += 4) {
-    if constexpr (SAVE == SAVE_FP32_PER_8)
-      if (position % 8 == 0) save_fp32(p, h, tile, position / 8, channel0 + channel, lane);
-    if constexpr (SAVE == SAVE_BF16_PER_4) save_bf16(p, h, tile, position / 4, channel0 + channel, lane);
+    if constexpr (SAVE)
+      if (position % SAVE_EVERY == 0) save_state(p, h, tile, position / SAVE_EVERY, channel0 + channel, lane);
     float y[4];
     scan_4(s, h, a2, y, at, lane, position);
     if constexpr (LANES == 1) *(float4*)(s.delta + at + position) = make_float4(y[0], y[1], y[2], y[3]);

@@ -12,7 +12,7 @@ from seqkernels import nvrtc
 from seqkernels.selective_scan.cuda import plan
 
 _HERE = Path(__file__).parent
-_ELEMENT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ELEMENT of common.cuh
+ELEMENT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ELEMENT of common.cuh
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Problem:
     def size(self) -> plan.Size:
         B, L, E = self.x.shape
         packed = self.cu_seqlens is not None
+        device = torch.cuda.get_device_properties(self.x.device)
         return plan.Size(
             sequences=self.cu_seqlens.shape[0] - 1 if self.cu_seqlens is not None else B,
             length=L,
@@ -80,7 +81,8 @@ class Problem:
             groups=self.b.shape[2],
             packed=packed,
             element_bytes=self.x.element_size(),
-            multiprocessors=torch.cuda.get_device_properties(self.x.device).multi_processor_count,
+            multiprocessors=device.multi_processor_count,
+            shared_bytes=device.shared_memory_per_multiprocessor,
         )
 
     @property
@@ -89,7 +91,7 @@ class Problem:
 
     def kernel(self, file: str, entry: str, args: str, **defines: int) -> nvrtc.Kernel:
         common = {
-            "ELEMENT": _ELEMENT[self.x.dtype],
+            "ELEMENT": ELEMENT[self.x.dtype],
             "SOFTPLUS": int(self.softplus),
             "HAS_GATE": int(self.z is not None),
         }
@@ -149,15 +151,15 @@ class ForwardResult:
     states: Tensor | None
 
 
-def run_forward(p: Problem, save: int, layout: plan.Forward | None = None) -> ForwardResult:
-    """Scan. `save` is one of plan.SAVE_*; `layout` is chosen by the size unless given."""
+def run_forward(p: Problem, save: bool, layout: plan.Forward | None = None) -> ForwardResult:
+    """Scan. `save` keeps what the backward pass needs; `layout` is chosen by the size unless given."""
     size, N = p.size, p.states
     layout = layout or plan.forward(size)
     rows_shape = (*p.x.shape[:2], size.channels)
     out = p.x.new_empty(rows_shape)
     final = p.a.new_empty(size.sequences, size.channels, N)
     y = p.x.new_empty(rows_shape) if save and p.z is not None else None
-    states = new_states(p, save)
+    states = p.a.new_empty(states_shape(N, size.tiles, size.channels)) if save else None
     h_in = p.initial if layout.cut.chunks == 1 else _carried_states(p, layout.cut)
     passes = N // plan.STATES
     y_partial = p.a.new_empty(rows_shape) if passes > 1 else None
@@ -169,7 +171,7 @@ def run_forward(p: Problem, save: int, layout: plan.Forward | None = None) -> Fo
             LANES=layout.lanes,
             THREADS=layout.threads,
             MIN_BLOCKS=layout.min_blocks,
-            SAVE=save,
+            SAVE=int(save),
             SAVE_Y=int(y is not None),
             PARTIAL_IN=int(index > 0),
             PARTIAL_OUT=int(index < passes - 1),
@@ -200,22 +202,9 @@ def run_forward(p: Problem, save: int, layout: plan.Forward | None = None) -> Fo
     return ForwardResult(out, final, y, states)
 
 
-def states_shape(save: int, states: int, tiles: int, channels: int) -> tuple[int, ...]:
-    """Shape of the saved states; see SAVE_* in common.cuh. The first dimension counts groups of 16 states."""
-    if save == plan.SAVE_NOTHING:
-        return (0,)
-    return (states // plan.STATES, tiles, 2 if save == plan.SAVE_FP32_PER_8 else 4, channels, plan.STATES)
-
-
-def states_dtype(save: int) -> torch.dtype:
-    return torch.bfloat16 if save == plan.SAVE_BF16_PER_4 else torch.float32
-
-
-def new_states(p: Problem, save: int) -> Tensor | None:
-    if save == plan.SAVE_NOTHING:
-        return None
-    shape = states_shape(save, p.states, p.size.tiles, p.size.channels)
-    return torch.empty(shape, dtype=states_dtype(save), device=p.x.device)
+def states_shape(states: int, tiles: int, channels: int) -> tuple[int, ...]:
+    """Of the saved states, by groups of 16; see saved_piece() in common.cuh."""
+    return (states // plan.STATES, tiles, plan.SAVES, plan.STATES // 4, channels, 4)
 
 
 def _carried_states(p: Problem, cut: plan.Cut) -> Tensor:
@@ -300,7 +289,6 @@ def run_backward(
     grad_final: Tensor | None,
     y: Tensor | None,
     states: Tensor | None,
-    save: int,
     layout: plan.Backward | None = None,
 ) -> Gradients:
     """Gradients from those of the output and of the final state.
@@ -310,12 +298,10 @@ def run_backward(
         grad_out: (B, L, E).
         grad_final: (sequences, E, N) or None for zero.
         y, states: from `run_forward`; None for both: they are computed again.
-        save: the format of `states`.
         layout: chosen by the size unless given.
     """
     if states is None:
-        save = plan.SAVE_FP32_PER_8
-        again = run_forward(p, save)
+        again = run_forward(p, save=True)
         y, states = again.y, again.states
         assert states is not None
         del again
@@ -354,7 +340,6 @@ def run_backward(
             LANE_CHANNELS=layout.lane_channels,
             WARPS=layout.warps,
             MIN_BLOCKS=layout.min_blocks,
-            SAVE=save,
             PARTIAL_IN=int(index > 0),
             PARTIAL_OUT=int(index < passes - 1),
         )

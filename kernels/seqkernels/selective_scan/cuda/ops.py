@@ -30,7 +30,7 @@ def forward_op(
     softplus: bool,
     initial: Tensor | None,
     cu_seqlens: Tensor | None,
-    save: int,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output, final state, and for the backward pass the output before the gate and the saved states (or empty)."""
     problem = launch.Problem.of(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens)
@@ -44,12 +44,11 @@ def _(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
     N = a.shape[1]
     sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     tiles = B * ((L + plan.TILE - 1) // plan.TILE) if cu_seqlens is None else L // plan.TILE + sequences
-    shape = launch.states_shape(save, N, tiles, E)
     return (
         x.new_empty(B, L, E),
         a.new_empty(sequences, E, N),
         x.new_empty((B, L, E) if save and z is not None else (0,)),
-        x.new_empty(shape, dtype=launch.states_dtype(save)),
+        a.new_empty(launch.states_shape(N, tiles, E) if save else (0,)),
     )
 
 
@@ -70,11 +69,10 @@ def backward_op(
     cu_seqlens: Tensor | None,
     y: Tensor,
     states: Tensor,
-    save: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty for an absent z or initial state."""
     problem = launch.Problem.of(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens)
-    grads = launch.run_backward(problem, grad_out, grad_final, _or_none(y), _or_none(states), save)
+    grads = launch.run_backward(problem, grad_out, grad_final, _or_none(y), _or_none(states))
     return (
         grads.x,
         grads.dt,
@@ -89,7 +87,7 @@ def backward_op(
 
 
 @backward_op.register_fake
-def _(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, y, states, save):
+def _(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, y, states):
     E = x.shape[2]
     return (
         x.new_empty(x.shape),
@@ -105,10 +103,10 @@ def _(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu
 
 
 def _setup_context(ctx, inputs, output):
-    x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save = inputs
+    x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, _ = inputs
     _, _, y, states = output
     ctx.save_for_backward(x, dt, a, b, c, d, z, dt_bias, initial, cu_seqlens, y, states)
-    ctx.softplus, ctx.save = softplus, save
+    ctx.softplus = softplus
     ctx.set_materialize_grads(False)
 
 
@@ -117,7 +115,7 @@ def _backward(ctx, grad_out, grad_final, _grad_y, _grad_states):
     if grad_out is None:
         grad_out = torch.zeros_like(x, memory_format=torch.contiguous_format)
     gx, gdt, ga, gb, gc, gd, gz, gbias, ginitial = backward_op(
-        grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, ctx.softplus, initial, cu_seqlens, y, states, ctx.save
+        grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, ctx.softplus, initial, cu_seqlens, y, states
     )
     return (
         gx,

@@ -14,9 +14,9 @@ STATES = 16  # states per launch
 CHANNEL_UNIT = 64  # every layout's channels per block divide this or twice this
 MIN_CHUNK = 256  # positions; a shorter chunk spends its time on starting up
 
-# SAVE of common.cuh
-SAVE_NOTHING, SAVE_FP32_PER_8, SAVE_BF16_PER_4 = 0, 1, 2
-SAVED_BYTES = 8  # per (row, channel) and 16 states, in either format
+SAVES = 2  # states saved per tile, as in common.cuh
+SAVED_BYTES = 8  # per (row, channel) and 16 states
+WIDE_SHARED_BYTES = 220 * 1024  # of a multiprocessor that holds two of the widest backward blocks
 
 
 class Cut(NamedTuple):
@@ -70,6 +70,7 @@ class Size(NamedTuple):
         packed: whether sequences are packed.
         element_bytes: of x.
         multiprocessors: of the GPU.
+        shared_bytes: shared memory of one multiprocessor.
     """
 
     sequences: int
@@ -79,6 +80,7 @@ class Size(NamedTuple):
     packed: bool
     element_bytes: int
     multiprocessors: int
+    shared_bytes: int = 228 * 1024
 
     @property
     def rows(self) -> int:
@@ -108,57 +110,59 @@ def cut_into(size: Size, chunks: int) -> Cut:
 
 
 def _chunks_for_full_waves(blocks: int, wave: int, most_waves: int) -> int:
-    """Chunks per sequence so that `blocks` * chunks fills whole waves of `wave` blocks best; few waves if in doubt."""
+    """Chunks per sequence so that `blocks` * chunks fills whole waves of `wave` blocks best; many waves if in doubt."""
     best, best_filled = 1, 0.0
     for waves in range(1, most_waves + 1):
         chunks = max(1, waves * wave // blocks)
         needed = -(-blocks * chunks // wave)
         filled = blocks * chunks / (needed * wave)
-        if filled > best_filled + 0.02:
+        if filled > best_filled - 0.01:
             best, best_filled = chunks, filled
     return best
 
 
+def _parallel_channels(size: Size) -> int:
+    """Channels that are surely at work at once. Of packed sequences one may be longer than all others together."""
+    return size.channels if size.packed else size.sequences * size.channels
+
+
 def forward(size: Size) -> Forward:
     """Choose the forward layout: the fewest lanes per channel that fill the card, else cut the sequences."""
-    parallel = 1 if size.packed else size.sequences  # packed: one long sequence may outweigh the others
-    per_multiprocessor = parallel * size.channels / size.multiprocessors
+    channels = _parallel_channels(size)
+    per_multiprocessor = channels / size.multiprocessors
     whole = cut_into(size, 1)
-    if per_multiprocessor >= 400 and size.wide:
-        return Forward(1, 128, 4, whole)
-    if per_multiprocessor >= 200:
+    if per_multiprocessor >= 350:
         return Forward(1, 64, 8, whole)
     if per_multiprocessor >= 100:
         return Forward(2, 64, 8, whole)
     if per_multiprocessor >= 45 or size.length < 2 * MIN_CHUNK:
-        return Forward(4, 128, 4, whole)
-    threads, min_blocks = (128, 4) if size.wide else (64, 8)
-    blocks = parallel * size.channels // threads
-    chunks = _chunks_for_full_waves(blocks, min_blocks * size.multiprocessors, 1)
-    return Forward(1, threads, min_blocks, cut_into(size, chunks))
+        return Forward(4, 64, 8, whole)
+    return Forward(1, 64, 8, cut_into(size, _chunks_for_full_waves(channels // 64, 8 * size.multiprocessors, 2)))
 
 
 def backward(size: Size) -> Backward:
-    """Choose the backward layout."""
-    parallel = 1 if size.packed else size.sequences
+    """Choose the backward layout: four channels per lane, unless fp32 tiles or few channels ask for two."""
+    channels = _parallel_channels(size)
     whole = cut_into(size, 1)
-    if size.element_bytes == 4:  # fp32 tiles are twice as large: half the channels per block
+    if size.element_bytes == 4:
         layout = (2, 4, 2)
+    elif size.wide and size.shared_bytes >= WIDE_SHARED_BYTES:
+        layout = (4, 4, 2)
     else:
-        layout = (4, 4, 2) if size.wide else (4, 2, 4)
-    blocks = parallel * size.channels // (8 * layout[0] * layout[1])
+        layout = (4, 2, 4)
+    blocks = channels // (8 * layout[0] * layout[1])
     wave = layout[2] * size.multiprocessors
     if blocks >= 0.8 * wave or size.length < 2 * MIN_CHUNK:
         return Backward(*layout, whole)
-    if blocks >= 0.45 * wave and layout == (4, 4, 2):  # two channels per lane make twice the warps
-        return Backward(2, 8, 2, whole)
+    if blocks >= 0.45 * wave and size.element_bytes == 2:
+        return Backward(2, 4, 3, whole)
     return Backward(*layout, cut_into(size, _chunks_for_full_waves(blocks, wave, 4)))
 
 
-def save_mode(rows: int, channels: int, states: int, memory_bytes: int) -> int:
-    """What the forward pass leaves for the backward pass.
+def saves_states(rows: int, channels: int, states: int, memory_bytes: int) -> bool:
+    """Whether the forward pass leaves states for the backward pass.
 
-    Saved states cost 8 bytes per (row, channel) and 16 states. Where that is more than 1/24 of the card's memory,
-    nothing is saved and the backward pass runs the forward pass once more, into memory that lives only that long.
+    They cost 8 bytes per (row, channel) and 16 states. Where that is more than 1/24 of the card's memory, nothing is
+    saved and the backward pass runs the forward pass once more, into memory that lives only that long.
     """
-    return SAVE_FP32_PER_8 if rows * channels * states // STATES * SAVED_BYTES <= memory_bytes // 24 else SAVE_NOTHING
+    return rows * channels * states // STATES * SAVED_BYTES <= memory_bytes // 24
