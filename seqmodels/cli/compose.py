@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmodels.cli.yaml_lines import groups, read, resolved
+from seqmodels.cli.yaml_lines import Key, groups, read, resolved
 
 PATH_KEY = re.compile(r"(^|_)(fasta|folder|file|path|bed|vcf|csv|jsonl|manifest|dir)s?$")
 ALIASES = {"layer": "layer@backbone.layer"}  # what a user types -> where the group stands
@@ -52,16 +52,22 @@ def compose(command: str, words: Sequence[str], fill: Fill | None = None) -> dic
             OmegaConf.set_struct(config, False)
             del config["hydra"]
     except (HydraException, OmegaConfBaseException) as error:
-        raise OverrideError(_explain(command, words, error)) from error
+        raise OverrideError(explain(command, words, error)) from error
     finally:
         GlobalHydra.instance().clear()
     if fill is not None:
         fill(config, choices)
-    return plain(config)
+    values = plain(config, command)
+    _check_kinds(command, words, values)
+    return values
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: Any, command: str) -> dict[str, Any]:
     """A DictConfig as plain data.
+
+    Args:
+        config: composed by Hydra.
+        command: the top YAML file, for messages.
 
     Raises:
         OverrideError: a mandatory value (???) is missing, or an interpolation leads nowhere.
@@ -71,7 +77,7 @@ def plain(config: Any) -> dict[str, Any]:
 
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise OverrideError(f"{missing[0]} must be given: add {missing[0]}=<value>{_comment_of(missing[0])}")
+        raise OverrideError(f"{missing[0]} must be given: add {missing[0]}=<value>{_comment_of(missing[0], command)}")
     try:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
@@ -120,10 +126,10 @@ def _aliased(word: str) -> str:
     return f"{ALIASES[key]}{equals}{value}" if key in ALIASES else word
 
 
-def _explain(command: str, words: Sequence[str], error: Exception) -> str:
+def explain(command: str, words: Sequence[str], error: Exception) -> str:
     """Which word is wrong and what was perhaps meant; Hydra's own first line where that is unclear."""
     options = groups()
-    keys = _known_keys(command, words)
+    keys = [key.path for key in _known_keys(command, words)]
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
         group = key.partition("@")[0]
@@ -154,11 +160,11 @@ def _parses(word: str) -> bool:
     return True
 
 
-def _known_keys(command: str, words: Sequence[str]) -> list[str]:
+def _known_keys(command: str, words: Sequence[str]) -> list[Key]:
     """Keys that the chosen options have, from the text of the YAML files."""
     options = groups()
     file = read(command)
-    found = [key.path for key in file.keys]
+    found = list(file.keys)
     chosen = dict(entry.split(": ") for entry in file.defaults if ": " in entry)
     chosen |= {word.partition("=")[0]: word.partition("=")[2] for word in words}
     experiment = chosen.get("experiment", "null")
@@ -168,7 +174,7 @@ def _known_keys(command: str, words: Sequence[str]) -> list[str]:
         chosen |= {group: named[group] for group in named if not any(w.startswith(f"{group}=") for w in words)}
     for group, option in chosen.items():
         if option in options.get(group, ()):
-            found += [key.path for key in resolved(group, option)]
+            found += resolved(group, option)
     return found
 
 
@@ -179,14 +185,44 @@ def _leaves(value: Any, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if not near:  # the right last part in the wrong place: fasta -> domain.dataset.fasta
-        last = name.rpartition(".")[2]
-        near = [key for key in known if key.rpartition(".")[2] == last][:3]
+    last = name.rpartition(".")[2]
+    near = [key for key in known if key.rpartition(".")[2] == last][:3]  # fasta -> domain.dataset.fasta
+    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else "."
 
 
-def _comment_of(key: str) -> str:
+def _check_kinds(command: str, words: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Where a number stands in the YAML, no word can take its place (data sets have their own, better messages)."""
+    kinds = {key.path: _kind(key.value) for key in _known_keys(command, words) if not key.path.startswith("domain.")}
+    for word in words:
+        key, _, text = word.lstrip("+~").partition("=")
+        kind = kinds.get(key)
+        if kind is None:
+            continue
+        value: Any = values
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        allowed = {"number": (int, float), "true or false": bool}[kind]
+        if value is not None and (not isinstance(value, allowed) or (kind == "number" and isinstance(value, bool))):
+            raise OverrideError(
+                f"{key}={text!r} must be a {kind}" if kind == "number" else f"{key}={text!r} must be {kind}"
+            )
+
+
+def _kind(text: str) -> str | None:
+    if text in ("true", "false"):
+        return "true or false"
+    try:
+        float(text)
+    except ValueError:
+        return None
+    return "number"
+
+
+def _comment_of(key: str, command: str) -> str:
+    for found in read(command).keys:
+        if found.path == key and found.comment:
+            return f"  ({found.comment})"
     for group, options in groups().items():
         if key.startswith(f"{group}."):
             for option in options:

@@ -24,8 +24,12 @@ class _Stream(logging.StreamHandler):
         pass
 
 
-def show_log() -> None:
-    """Connects the loggers of this project to the terminal; only process 0 of a distributed run speaks."""
+def show_log(choice_of_kernels: bool = False) -> None:
+    """Connects the loggers of this project to the terminal; only process 0 of a distributed run speaks.
+
+    Args:
+        choice_of_kernels: also say which implementation each op takes (`seqmodels doctor` says it at any time).
+    """
     facts, warnings = _Stream("stdout"), _Stream("stderr")
     facts.addFilter(lambda record: record.levelno < logging.WARNING)
     warnings.setLevel(logging.WARNING)
@@ -34,5 +38,5 @@ def show_log() -> None:
     for name in ("seqmodels", "seqkernels", "domains"):
         logger = logging.getLogger(name)
         logger.handlers = [warnings] if quiet else [facts, warnings]
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.WARNING if name == "seqkernels" and not choice_of_kernels else logging.INFO)
         logger.propagate = False

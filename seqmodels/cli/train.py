@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmodels.cli.compose import OverrideError, absolute_paths, compose, plain, set_keys
+from seqmodels.cli.compose import OverrideError, absolute_paths, compose, explain, plain, set_keys
 from seqmodels.cli.console import show_log
 
 # What may change when a run is resumed: nothing that changes what was trained so far, or the batches to come.
@@ -33,7 +33,7 @@ EXIT_CODES = {"Ctrl-C": 130, "SIGTERM": 143}
 
 def run(words: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    show_log()
+    show_log(choice_of_kernels=True)
     words = list(words)
     if {"-m", "--multirun"} & set(words):
         return _multirun([word for word in words if word not in ("-m", "--multirun")])
@@ -156,6 +156,8 @@ def _take_backbone(config: dict[str, Any], words: Sequence[str]) -> None:
 
 
 def _say_goodbye(result: Any) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     run_dir = result.run_dir
     if result.skipped:
         print(f"skipped     {len(result.skipped)} records that could not be read; the first: {result.skipped[0]}")
@@ -170,31 +172,46 @@ def _say_goodbye(result: Any) -> None:
         print(f"result      validation {numbers}; best at step {result.best_step}")
     print(f"run folder  {run_dir}")
     print(f"next        seqmodels evaluate run={run_dir}")
-    print(f"            seqmodels generate run={run_dir}")
+    if "bits_per_sequence" not in (valid or {}):  # a language model
+        print(f"            seqmodels generate run={run_dir}")
     print(f"            seqmodels train resume={run_dir} trainer.max_steps={2 * result.step}")
 
 
 def _multirun(words: list[str]) -> int:
-    """Every combination of comma-separated values, one run each, through Hydra's own launcher."""
+    """Every combination of comma-separated values, one run each, through Hydra's launcher; a table at the end."""
     import hydra
+    from hydra.errors import HydraException
+
+    finished: list[tuple[str, Any]] = []
 
     def job(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
+        show_log(choice_of_kernels=True)
         runtime = HydraConfig.get()
         overrides = list(runtime.overrides.task)
         print(f"\n[{runtime.job.num}] {' '.join(overrides)}")
         _name_the_run(config, dict(runtime.runtime.choices))
-        result = train_run(plain(config), overrides)
-        _say_goodbye(result)
-        valid = result.metrics.get("valid") or result.metrics.get("train") or {}
-        return valid.get("loss")  # what a sweeper that searches would minimise
+        result = train_run(plain(config, "train"), overrides)
+        finished.append((" ".join(overrides), result))
+        return _score(result)  # what a sweeper that searches would minimise
 
-    quiet = ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra.sweep.dir=runs", "hydra.sweep.subdir=."]
-    before = sys.argv
-    sys.argv = ["seqmodels-train", "--multirun", *words, *quiet]
+    own = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    own.append("hydra.sweep.dir=${paths.runs}/multirun/${now:%Y%m%d-%H%M%S}")
+    before, sys.argv = sys.argv, ["seqmodels-train", "--multirun", *words, *own]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print and exit: the command shows errors its own way
     try:
         hydra.main(config_path="pkg://seqmodels.conf", config_name="train", version_base="1.3")(job)()
+    except HydraException as error:
+        raise OverrideError(explain("train", words, error)) from error
     finally:
         sys.argv = before
+    print()
+    for overrides, result in finished:
+        print(f"{_score(result):.5f} nats  {result.run_dir}  {overrides}")
     return 0
+
+
+def _score(result: Any) -> float:
+    row = result.metrics.get("valid") or result.metrics["train"]
+    return row["loss"]

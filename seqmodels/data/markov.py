@@ -187,8 +187,8 @@ def markov_bits(
     whole, target = _Stream.of(train, code_of_id), _Stream.of(held_out, code_of_id)
     if (target.codes >= 0).sum() == 0:
         raise ValueError("the held-out sequences have no symbol to predict")
-    border = round(len(whole) * (1 - _TUNING_SHARE))
-    border = max(border, len(whole) - _TUNING_SYMBOLS)
+    symbols = np.flatnonzero(whole.codes >= 0)
+    border = int(symbols[-min(int(np.ceil(len(symbols) * _TUNING_SHARE)), _TUNING_SYMBOLS)])
     fit, tune = whole.cut(0, border), whole.cut(border, len(whole))
     uniform = 1.0 / vocab
     candidates = [(kind, strength) for kind in ("interpolated", "additive") for strength in strengths]

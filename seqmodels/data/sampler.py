@@ -88,14 +88,17 @@ def in_order(num_samples: int, batch_size: int, *, limit: int | None = None, sha
     Args:
         num_samples: samples of the split.
         batch_size: rows of one batch of one rank.
-        limit: at most this many batches over all ranks together, spread evenly over the split; None for all.
-        share: this process's part: batch number i goes to rank i mod world_size.
+        limit: at most so many batches over all ranks together, their samples spread evenly over the split (which may
+            be sorted by class); None for all.
+        share: this process's part: every world_size-th sample.
+
+    Raises:
+        ValueError: fewer samples than processes.
     """
     share = share or Share()
-    firsts = list(range(0, num_samples, batch_size))
-    if limit is not None and limit < len(firsts):
-        firsts = [firsts[i * len(firsts) // limit] for i in range(limit)]
-    return [
-        [SampleKey(0, index) for index in range(first, min(first + batch_size, num_samples))]
-        for first in firsts[share.rank :: share.world_size]
-    ]
+    count = num_samples if limit is None else min(num_samples, limit * batch_size)
+    keys = [SampleKey(0, number * num_samples // count) for number in range(count)]
+    if count < share.world_size:
+        raise ValueError(f"{count} sequences cannot be shared by {share.world_size} processes")
+    mine = keys[share.rank :: share.world_size]
+    return [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]

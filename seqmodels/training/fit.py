@@ -125,7 +125,12 @@ def train(
             run = RunFolder.open(run_dir)
         else:
             run = _create(run_dir, config if config is not None else _plain_config(spec, recipe))
-        return _fit(network, corpus, recipe, run, spec, checkpoint, callbacks, loggers)
+        try:
+            return _fit(network, corpus, recipe, run, spec, checkpoint, callbacks, loggers)
+        except BaseException:
+            if not resume:
+                run.discard_if_nothing_was_done()
+            raise
 
 
 def _fit(
@@ -293,7 +298,7 @@ def _plain_config(spec: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _describe(network: SequenceModel, corpus: Corpus, trainer: L.Trainer, run: RunFolder) -> None:
     log.info("run folder  %s", run.path)
-    facts = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in corpus.report().items()]
+    facts = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in corpus.report().items() if value]
     log.info("data        %s", textwrap.fill(" · ".join(facts), 100, subsequent_indent=" " * 12))
     count = sum(parameter.numel() for parameter in network.parameters())
     log.info("model       %s parameters, %s", f"{count:,}", type(network.backbone).__name__)

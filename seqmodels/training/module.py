@@ -124,7 +124,7 @@ class Meter:
         metrics = named_metrics(sums.metrics(), self.unit)
         if self._norm is not None:
             metrics["gradient_norm"] = float(self._norm) / self._steps
-        metrics["symbols_per_second"] = symbols / max(time.perf_counter() - self._started, 1e-9)
+        metrics["tokens_per_second"] = symbols / max(time.perf_counter() - self._started, 1e-9)
         self._reset()
         return metrics
 

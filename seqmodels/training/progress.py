@@ -50,9 +50,9 @@ class Progress(L.Callback):
         assert self._trainer is not None
         if not self._trainer.is_global_zero:
             return
-        text, unit = _numbers(row)
+        text = _numbers(row)
         if row["split"] == "train":
-            self._facts["rate"] = f"{row['symbols_per_second']:,.0f} {unit}s/s"
+            self._facts["rate"] = f"{row['tokens_per_second']:,.0f} tokens/s"
         self._facts[row["split"]] = f"{row['split']} {text}"
         if self._bar is not None:
             self._bar.update(self._task, facts="  ".join(self._facts[k] for k in sorted(self._facts, reverse=True)))
@@ -95,12 +95,11 @@ class Progress(L.Callback):
             self._bar = None
 
 
-def _numbers(row: dict[str, Any]) -> tuple[str, str]:
-    """Bits per unit and accuracy as text, and the unit."""
+def _numbers(row: dict[str, Any]) -> str:
+    """Bits per unit and accuracy as text."""
     name = next(name for name in row if name.startswith("bits_per_"))
-    unit = name.removeprefix("bits_per_")
     accuracy = f", accuracy {row['accuracy']:.3f}" if "accuracy" in row else ""
-    return f"{row[name]:.4f} bits/{unit}{accuracy}", unit
+    return f"{row[name]:.4f} bits/{name.removeprefix('bits_per_')}{accuracy}"
 
 
 def _bar() -> Any:

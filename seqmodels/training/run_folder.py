@@ -10,6 +10,7 @@ runs/<name>/config.yaml      the resolved configuration, enough to run it again
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,9 @@ class RunFolder:
         run = cls(Path(path))
         if run.path.is_dir() and any(run.path.iterdir()):
             raise FileExistsError(
-                f"the run folder {run.path} exists. To continue it: seqmodels train resume={run.path}"
-                f"  To start afresh, give another name (name=...) or remove the folder"
+                f"the run folder {run.path} exists.\n"
+                f"To continue that run: seqmodels train resume={run.path}\n"
+                "To start afresh: another name (name=...), or remove the folder"
             )
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -81,6 +83,11 @@ class RunFolder:
         if not os.access(run.path, os.W_OK):
             raise PermissionError(f"the run folder {path} cannot be written")
         return run
+
+    def discard_if_nothing_was_done(self) -> None:
+        """Removes a folder that an error left without a row or a checkpoint, so that its name is free again."""
+        if not self.metrics.exists() and not any(self.checkpoints.glob("step-*")):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def read_config(self) -> dict[str, Any]:
         """The configuration as plain data."""

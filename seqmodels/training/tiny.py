@@ -1,6 +1,6 @@
 """Small things for tests and first tries: a corpus without files, a model that trains in a second.
 
-    result = train(TinyCorpus(), tiny_model(), tiny_recipe(max_steps=20), run_dir="runs/tiny")
+result = train(TinyCorpus(), tiny_model(), tiny_recipe(max_steps=20), run_dir="runs/tiny")
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def tiny_model(head: str = "next_token", d_model: int = 16, n_layers: int = 1, *
     return ModelSpec({"_target_": "seqmodels.backbones.stack.Stack", **backbone}, heads[head])
 
 
-def tiny_recipe(*, batch_size: int = 4, num_workers: int = 0, seed: int = 0, lr: float = 0.01, **trainer: Any) -> Recipe:
+def tiny_recipe(
+    *, batch_size: int = 4, num_workers: int = 0, seed: int = 0, lr: float = 0.01, **trainer: Any
+) -> Recipe:
     """A recipe that logs, validates and saves often; `trainer` as in `TrainerSettings`."""
     import functools
 

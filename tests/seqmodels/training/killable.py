@@ -21,7 +21,7 @@ def main() -> None:
     import torch
 
     import seqmodels.training.loggers
-    import seqmodels.training.rhythm
+    import seqmodels.training.rhythm  # noqa: F401 - imported here, so that children need not
     from seqmodels.training import train
     from seqmodels.training.tiny import TinyCorpus, tiny_model, tiny_recipe
 
@@ -47,7 +47,7 @@ def main() -> None:
             time.sleep(self.pause)
 
     def work(job: dict) -> None:
-        sys.stdout = sys.stderr = open(job["run_dir"] + ".log", "a", buffering=1)
+        sys.stdout = sys.stderr = open(job["run_dir"] + ".log", "a", buffering=1)  # noqa: SIM115
         logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
         recipe = tiny_recipe(**job["recipe"])
         corpus = TinyCorpus(ragged=True)

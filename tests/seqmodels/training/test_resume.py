@@ -1,4 +1,4 @@
-"""Resuming equals never stopping: bit-equal batches and dice, the same losses, rows and weights, whatever stopped it."""
+"""Resuming equals never stopping: bit-equal batches, dice, losses, rows and weights, whatever stopped the run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def log(run_dir: Path) -> str:
 def rows(run_dir: Path) -> list[dict]:
     """metrics.csv without the rate, which is a matter of the machine."""
     with (run_dir / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "symbols_per_second"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in csv.DictReader(file)]
 
 
 def steps_traced(run_dir: Path) -> dict[int, set]:
