@@ -31,9 +31,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from seqkernels import causal_conv1d, mamba_step, selective_scan
 from seqkernels.checks import accumulation_dtype
+from seqkernels.mamba_inner import InnerState, InnerWeights, mamba_inner
 from torch import Tensor, nn
 
 from seqmodels.layers.base import SequenceLayer, require_positive
+
+RECOMPUTE_LEVELS = ("nothing", "inputs", "all")
 
 
 class MambaState(NamedTuple):
@@ -62,12 +65,15 @@ class Mamba(SequenceLayer):
         dt_init_floor: initial step sizes are clamped from below to this.
         conv_bias: whether the convolution has a bias.
         bias: whether in_proj and out_proj have biases.
+        recompute: what backward computes again instead of keeping it from forward: "nothing"; "inputs", the
+            convolution's output and the step sizes (about a quarter of the block's activations, for little time);
+            "all", the scan too. A stack's checkpoint_blocks keeps less still.
         implementation: which implementation of the scan runs ("auto" chooses); with "reference", the convolution
             and the decode step take their references too.
 
     Raises:
-        ValueError: a size is below 1, d_conv is not in 2..8, dt_rank is neither "auto" nor positive, or not
-            0 < dt_min <= dt_max.
+        ValueError: a size is below 1, d_conv is not in 2..8, dt_rank is neither "auto" nor positive, not
+            0 < dt_min <= dt_max, or recompute is unknown.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class Mamba(SequenceLayer):
         dt_init_floor: float = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
+        recompute: str = "nothing",
         implementation: str = "auto",
     ):
         super().__init__()
@@ -91,10 +98,12 @@ class Mamba(SequenceLayer):
             raise ValueError(f"d_conv={d_conv}: must be from 2 to 8")
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"dt_min={dt_min} and dt_max={dt_max}: step sizes need 0 < dt_min <= dt_max")
+        if recompute not in RECOMPUTE_LEVELS:
+            raise ValueError(f"recompute={recompute!r}: must be one of {', '.join(RECOMPUTE_LEVELS)}")
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
         self.dt_rank = _resolve_dt_rank(dt_rank, d_model)
         self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
-        self.implementation = implementation
+        self.recompute, self.implementation = recompute, implementation
 
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
         # Holds the published (E, 1, W) weight and its initialisation; the op in seqkernels does the work.
@@ -138,8 +147,10 @@ class Mamba(SequenceLayer):
     ) -> tuple[Float[Tensor, "B L D"], MambaState]:
         """See `SequenceLayer.forward`. Backward reaches x, every parameter and the incoming state."""
         xz_BLE2 = self.in_proj(x_BLD)
-        if x_BLD.shape[1] == 1 and state is not None and cu_seqlens is None and not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and x_BLD.shape[1] == 1 and state is not None and cu_seqlens is None:
             y_BLE, new_state = self._step(xz_BLE2, state)
+        elif torch.is_grad_enabled() and self.recompute != "nothing":
+            return self._scan_keeping_less(xz_BLE2, state, cu_seqlens)
         else:
             y_BLE, new_state = self._scan(xz_BLE2, state or MambaState(None, None), cu_seqlens)  # type: ignore[arg-type]
         return self.out_proj(y_BLE), new_state
@@ -176,6 +187,31 @@ class Mamba(SequenceLayer):
             implementation=self.implementation,
         )
         return y_BLE, MambaState(conv_state, ssm_state)
+
+    def _scan_keeping_less(
+        self, xz_BLE2: Float[Tensor, "B L E2"], state: MambaState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Float[Tensor, "B L D"], MambaState]:
+        """`_scan` and out_proj as one op that keeps fewer activations for backward."""
+        weights = InnerWeights(
+            conv_weight_EW=self.conv1d.weight.squeeze(1),
+            conv_bias_E=self.conv1d.bias,
+            x_proj_weight=self.x_proj.weight,
+            dt_proj_weight_ER=self.dt_proj.weight,
+            dt_bias_E=self.dt_proj.bias,
+            a_EN=self._a_EN(),
+            d_E=self.D,
+            out_proj_weight_DE=self.out_proj.weight,
+            out_proj_bias_D=self.out_proj.bias,
+        )
+        out_BLD, new_state = mamba_inner(
+            xz_BLE2,
+            weights,
+            state=None if state is None else InnerState(*state),
+            cu_seqlens=cu_seqlens,
+            recompute=self.recompute,
+            implementation=self.implementation,
+        )
+        return out_BLD, MambaState(*new_state)  # type: ignore[arg-type] - None on the way in only
 
     def _step(
         self, xz_B1E2: Float[Tensor, "B 1 E2"], state: MambaState

@@ -107,6 +107,28 @@ def test_stepping_takes_the_fused_op(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("recompute", ["inputs", "all"])
+def test_keeping_less_for_backward_changes_nothing(monkeypatch, recompute, bias):
+    levels = []
+    real = seqmodels.layers.mamba.mamba_inner
+    spy = lambda *args, **kwargs: levels.append(kwargs["recompute"]) or real(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(seqmodels.layers.mamba, "mamba_inner", spy)
+    results = []
+    for level in ("nothing", recompute):
+        torch.manual_seed(0)
+        layer = Mamba(16, recompute=level, bias=bias)
+        x_BLD = torch.randn(2, 33, 16, requires_grad=True)
+        first_BLD, state = layer(x_BLD[:, :20])
+        second_BLD, _ = layer(x_BLD[:, 20:], state)
+        y_BLD = torch.cat([first_BLD, second_BLD], dim=1)
+        grads = torch.autograd.grad(y_BLD.square().sum(), [x_BLD, *layer.parameters()])
+        results.append((y_BLD, *grads))
+    assert levels == [recompute, recompute]
+    for plain, lean in zip(*results, strict=True):
+        torch.testing.assert_close(lean, plain, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,6 +138,7 @@ def test_stepping_takes_the_fused_op(monkeypatch):
         ({"dt_rank": "automatic"}, "dt_rank='automatic'"),
         ({"dt_min": 0.2}, "dt_min=0.2"),
         ({"dt_min": 0.0}, "dt_min=0.0"),
+        ({"recompute": "some"}, "nothing, inputs, all"),
     ],
 )
 def test_refuses_bad_arguments(arguments, message):
