@@ -225,8 +225,7 @@ class _GenomeCorpus:
             longest = ", ".join(f"{self.genome.describe(key)} ({length})" for length, key in lengths[:5])
             raise ValueError(f"window_bases={self.window_bases} is longer than every sequence; the longest: {longest}")
 
-    def _no_windows(self, split: str) -> ValueError:
-        regions = self.regions[split]
+    def _no_windows(self, split: str, regions: Sequence[Interval]) -> ValueError:
         if not regions:
             return ValueError(f"no region of the data is in the split {split!r}; see the argument splits")
         longest = max(len(region) for region in regions)
@@ -263,7 +262,7 @@ class _GenomeCorpus:
         if name not in intervals.SPLITS:
             raise ValueError(f"there is no split {name!r}; there are: {', '.join(intervals.SPLITS)}")
         if (dataset := self._datasets.get(name)) is None:
-            raise self._no_windows(name)
+            raise self._no_windows(name, self.regions[name])
         return dataset
 
     _datasets: dict[str, FixedWindows | RandomWindows]
@@ -439,7 +438,7 @@ class SpeciesWindows(_GenomeCorpus):
         tiles = intervals.tile(regions, self.window_bases, edge="shift")
         good = tiles.take(intervals.n_fractions(tiles, self.genome.count_n) <= self.max_n_fraction)
         if not len(good):
-            raise ValueError(f"species {self.class_names[label]!r}: {self._no_windows(split)}")
+            raise ValueError(f"species {self.class_names[label]!r}: {self._no_windows(split, regions)}")
         names = {good.contigs[row] for row in np.unique(good.contig_index)}
         return [region for region in regions if region.contig in names], good
 

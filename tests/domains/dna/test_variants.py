@@ -1,0 +1,283 @@
+"""Scores against numbers computed by hand from a model whose log-likelihood is known in closed form."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import pysam
+import pytest
+import torch
+
+from domains.dna.fasta import Genome
+from domains.dna.tokenizer import DnaTokenizer, reverse_complement
+from domains.dna.variants import STATUSES, Variant, VariantScorer, VariantWindows, check_vcf
+
+HEADER = "##fileformat=VCFv4.2\n##contig=<ID=chr1>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+LOGP = {7: -1.0, 8: -2.0, 9: -3.0, 10: -5.0, 11: -100.0}  # of A, C, G, T, N wherever they stand
+
+
+def letter_model(ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """Every base has its own log-probability; padding would show up as NaN."""
+    table = torch.full((12,), math.nan)
+    for token, value in LOGP.items():
+        table[token] = value
+    return table[ids_BL]
+
+
+def total(letters: str) -> float:
+    return sum({"A": -1.0, "C": -2.0, "G": -3.0, "T": -5.0, "N": 0.0}[letter] for letter in letters)
+
+
+def other_strand(letters: str) -> str:
+    return bytes(reverse_complement(letters)).decode()
+
+
+def write_vcf(path: Path, *rows: str, header: str = HEADER) -> str:
+    path.write_text(header + "".join("\t".join(row.split(" ")) + "\n" for row in rows))
+    return str(path)
+
+
+def scored(path: Path) -> list[dict[str, str]]:
+    rows = [line.split("\t") for line in path.read_text().splitlines() if not line.startswith("#")]
+    return [dict(item.split("=") for item in row[7].split(";") if item.startswith("SM_")) for row in rows]
+
+
+#                0         1         2         3
+#                0123456789012345678901234567890123456789
+REFERENCE = "ACGTTGCAACGGTTAACCTGACGTNNACGTAGCTAGCTAA"
+
+# Position (0-based), REF, ALT, window -> the reference window and the alternative window.
+WINDOWS = [
+    (10, "G", "T", 8, "AACGGTTA", "AACTGTTA"),  # SNV: 3 bases left, 4 right
+    (10, "GG", "TT", 8, "AACGGTTA", "AACTTTTA"),  # MNV
+    (10, "G", "GAT", 8, "ACGGTTAA", "ACGATGTT"),  # insertion: fewer bases from the right
+    (10, "GGTT", "G", 8, "ACGGTTAA", "ACGAACCT"),  # deletion: more bases from the right
+    (0, "A", "C", 6, "ACGTTG", "CCGTTG"),  # left end
+    (39, "A", "C", 6, "AGCTAA", "AGCTAC"),  # right end: the window moves inwards
+    (36, "CTAA", "C", 8, "CTAGCTAA", "TAGCTAGC"),  # deletion at the right end: more bases from the left
+    (39, "A", "AGG", 8, "CTAGCTAA", "AGCTAAGG"),  # insertion at the right end
+    (5, "G", "A", 100, REFERENCE, REFERENCE[:5] + "A" + REFERENCE[6:]),  # longer than the sequence
+    (5, "GCA", "G", 100, REFERENCE, REFERENCE[:6] + REFERENCE[8:]),
+]
+
+
+@pytest.mark.parametrize(("start", "ref", "alt", "window", "expected_ref", "expected_alt"), WINDOWS)
+def test_windows_by_hand(write_fasta, start, ref, alt, window, expected_ref, expected_alt):
+    windows = VariantWindows(Genome(str(write_fasta({"chr1": REFERENCE}))), DnaTokenizer(), window)
+    variant = Variant.of(f"chr1\t{start + 1}\t.\t{ref}\t{alt}\t.\t.\t.")
+    reference, (alternative,) = windows.of(variant)
+    assert variant.statuses == ["ok"]
+    assert reference is not None
+    assert alternative is not None
+    assert DnaTokenizer().decode(reference) == expected_ref
+    assert DnaTokenizer().decode(alternative) == expected_alt
+
+
+@pytest.mark.parametrize("both_strands", [False, True])
+def test_scores_by_hand(tmp_path, write_fasta, both_strands: bool):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    rows = [f"chr1 {start + 1} v {ref} {alt} . . ." for start, ref, alt, window, *_ in WINDOWS if window == 8]
+    vcf = write_vcf(tmp_path / "in.vcf", *rows)
+    scorer = VariantScorer(window_bases=8, both_strands=both_strands, batch_size=3)
+    counts = scorer.run(letter_model, DnaTokenizer(), vcf, fasta, str(tmp_path / "out.vcf"))
+    assert counts == {"records": 6, "alleles": 6, "ok": 6}
+    expected = [(ref, alt) for *_, window, ref, alt in WINDOWS if window == 8]
+    for info, (ref, alt) in zip(scored(tmp_path / "out.vcf"), expected):
+        strands = [lambda letters: letters, other_strand][: 1 + both_strands]
+        ref_total = np.mean([total(strand(ref)) for strand in strands])
+        alt_total = np.mean([total(strand(alt)) for strand in strands])
+        assert float(info["SM_REF_LL"]) == pytest.approx(ref_total)
+        assert float(info["SM_LLR"]) == pytest.approx(alt_total - ref_total)
+        assert info["SM_STATUS"] == "ok"
+
+
+def test_n_does_not_count(tmp_path, write_fasta):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    vcf = write_vcf(tmp_path / "in.vcf", "chr1 27 . A C . . .")
+    VariantScorer(window_bases=8, both_strands=False).run(
+        letter_model, DnaTokenizer(), vcf, fasta, str(tmp_path / "out.vcf")
+    )
+    (info,) = scored(tmp_path / "out.vcf")
+    assert float(info["SM_REF_LL"]) == total("TNNACGTA")
+    assert float(info["SM_LLR"]) == -1.0
+
+
+ODD = [
+    ("chr1 3 . G A,T,<DEL> . . .", "ok,ok,symbolic"),
+    ("1 3 . G A . . .", "ok"),
+    ("chr1 3 . g a . . .", "ok"),
+    ("chr1 3 . C A . . .", "ref_mismatch"),
+    ("chr1 41 . A C . . .", "past_end"),
+    ("chr1 38 . TAAA T . . .", "past_end"),
+    ("chr1 0 . N A . . .", "past_end"),
+    ("chr9 3 . G A . . .", "no_such_contig"),
+    ("chr1 3 . G * . . .", "symbolic"),
+    ("chr1 3 . G G[chr2:5[ . . .", "symbolic"),
+    ("chr1 3 . G N . . .", "not_acgt"),
+    ("chr1 3 . G R . . .", "not_acgt"),
+    ("chr1 3 . G . . . .", "no_alt"),
+    ("chr1 3 . G GACGTACGTA . . .", "too_long"),
+    ("chr1 1 . ACGTTGCAAC A . . .", "too_long"),
+]
+
+
+def test_what_cannot_be_scored_is_kept_and_counted(tmp_path, write_fasta):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    vcf = write_vcf(tmp_path / "in.vcf", *(row for row, _ in ODD))
+    table = tmp_path / "out.tsv"
+    scorer = VariantScorer(window_bases=8, batch_size=4)
+    done = []
+    counts = scorer.run(
+        letter_model, DnaTokenizer(), vcf, fasta, str(tmp_path / "out.vcf"), table=str(table),
+        progress=lambda *now: done.append(now),
+    )  # fmt: skip
+    found = scored(tmp_path / "out.vcf")
+    assert [info["SM_STATUS"] for info in found] == [status for _, status in ODD]
+    for info, (_, status) in zip(found, ODD):
+        values = info.get("SM_LLR", ".").split(",")
+        assert [value == "." for value in values] == [one != "ok" for one in status.split(",")]
+    assert counts["records"] == len(ODD)
+    assert counts["alleles"] == len(ODD) + 2 - 1
+    assert sum(counts.get(status, 0) for status in STATUSES) == len(ODD) + 2
+    assert counts["past_end"] == 3
+    assert done[-1] == (len(ODD), len(ODD))
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["status"] for row in rows] == ",".join(status for _, status in ODD).split(",")
+    assert all((row["score"] == "") == (row["status"] != "ok") for row in rows)
+    assert rows[0]["alt"] == "A"
+    assert float(rows[0]["score"]) == pytest.approx(float(found[0]["SM_LLR"].split(",")[0]))
+
+
+def test_order_columns_and_old_fields_are_kept(tmp_path, write_fasta):
+    """Samples, other INFO fields and the order of records stay; scores of an earlier run are replaced."""
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    header = (
+        '##fileformat=VCFv4.2\n##contig=<ID=chr1,length=40>\n##INFO=<ID=AC,Number=A,Type=Integer,Description="x">\n'
+        '##INFO=<ID=DB,Number=0,Type=Flag,Description="x">\n##FORMAT=<ID=GT,Number=1,Type=String,Description="g">\n'
+        "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\ts1\n"
+    )
+    rows = ["chr1 9 late A C 50 PASS AC=3;DB GT 0/1", "chr1 3 early G A . q10 . GT 1/1"]
+    vcf = write_vcf(tmp_path / "in.vcf", *rows, header=header)
+    first, second = tmp_path / "one.vcf", tmp_path / "two.vcf.gz"
+    VariantScorer(window_bases=8).run(letter_model, DnaTokenizer(), vcf, fasta, str(first))
+    VariantScorer(window_bases=8).run(letter_model, DnaTokenizer(), str(first), fasta, str(second))
+    assert gzip.decompress(second.read_bytes()).decode() == first.read_text()
+    assert first.read_text().splitlines()[:5] == header.splitlines()[:5]
+    with pysam.VariantFile(str(second)) as file:
+        assert [file.header.info[key].number for key in ("SM_LLR", "SM_REF_LL", "SM_STATUS")] == ["A", 1, "."]
+        records = list(file)
+    assert [(r.id, r.pos, r.info["SM_STATUS"]) for r in records] == [("late", 9, ("ok",)), ("early", 3, ("ok",))]
+    assert records[0].info["AC"] == (3,)
+    assert records[0].info["DB"] is True
+    assert records[1].samples["s1"]["GT"] == (1, 1)
+    assert list(records[1].filter) == ["q10"]
+
+
+def test_parquet_table(tmp_path, write_fasta):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    vcf = write_vcf(tmp_path / "in.vcf", "chr1 3 . G A . . .", "chr1 3 . C A . . .")
+    VariantScorer(window_bases=8).run(
+        letter_model, DnaTokenizer(), vcf, fasta, str(tmp_path / "o.vcf"), table=str(tmp_path / "o.parquet")
+    )
+    columns = parquet.read_table(tmp_path / "o.parquet").to_pydict()
+    assert columns["pos"] == [3, 3]
+    assert columns["status"] == ["ok", "ref_mismatch"]
+    assert columns["score"][1] is None
+    assert columns["score"][0] == pytest.approx(-0.5)  # G>A: +2 forward; C>T on the other strand: -3; the mean
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no header line"),
+        ("chr1\t3\t.\tG\tA\t.\t.\t.\n", "line 1: a record before the header line"),
+        (HEADER + "chr1\t3\t.\tG\tA\n", "line 4: 5 tab-separated columns, the header line has 8"),
+        (HEADER + "chr1 3 . G A . . .\n", "line 4: 1 tab-separated columns"),
+        (HEADER + "chr1\tthree\t.\tG\tA\t.\t.\t.\n", "line 4: POS 'three'"),
+        ("ACGT\n", "record before the header line"),
+    ],
+)
+def test_broken_vcf_is_refused_and_nothing_written(tmp_path, write_fasta, text: str, message: str):
+    path = tmp_path / "x.vcf"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        VariantScorer().run(
+            letter_model, DnaTokenizer(), str(path), str(write_fasta({"chr1": REFERENCE})), str(tmp_path / "o.vcf")
+        )
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "o.vcf").exists()
+
+
+def test_cut_off_gzip_and_wrong_names(tmp_path):
+    path = tmp_path / "x.vcf.gz"
+    path.write_bytes(gzip.compress((HEADER * 500).encode())[:-20])
+    with pytest.raises(ValueError, match="cut off"):
+        check_vcf(path)
+    with pytest.raises(FileNotFoundError, match=r"none\.vcf"):
+        check_vcf(tmp_path / "none.vcf")
+    vcf = write_vcf(tmp_path / "in.vcf")
+    for output, table, message in (
+        (vcf, None, "is the input"), ("o.txt", None, "must end in .vcf"), ("o.vcf", "o.xls", "must end in .tsv"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            VariantScorer().run(letter_model, DnaTokenizer(), vcf, "example:vertebrates", output, table=table)
+    with pytest.raises(ValueError, match="window_bases=1"):
+        VariantScorer(window_bases=1)
+
+
+def test_failure_in_the_middle_leaves_no_output(tmp_path, write_fasta):
+    def failing(ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    vcf = write_vcf(tmp_path / "in.vcf", "chr1 3 . G A . . .")
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        VariantScorer().run(
+            failing, DnaTokenizer(), vcf, fasta, str(tmp_path / "o.vcf"), table=str(tmp_path / "o.tsv")
+        )
+    assert {entry.name for entry in tmp_path.iterdir() if entry.name.startswith(("o.", ".o"))} == set()
+
+
+def test_scores_of_a_real_model(tmp_path, write_fasta):
+    """From VCF to scored VCF with an untrained Mamba: each score is the difference of two sums of log-probabilities."""
+    from seqmodels.backbones.stack import Stack
+    from seqmodels.heads.next_token import NextTokenHead
+    from seqmodels.inference import LoadedModel, token_log_likelihood
+    from seqmodels.layers.mamba import Mamba
+    from seqmodels.model import SequenceModel
+
+    torch.manual_seed(0)
+    backbone = Stack(vocab_size=12, d_model=16, n_layers=2, layer=Mamba)
+    model = SequenceModel(backbone, NextTokenHead(d_model=16, vocab_size=12)).eval()
+    loaded = LoadedModel(model, DnaTokenizer(), (), {}, tmp_path)
+    vcf = write_vcf(tmp_path / "in.vcf", "chr1 11 . G T . . .", "chr1 11 . GGTT G . . .")
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    VariantScorer(window_bases=8, both_strands=False)(loaded, vcf, fasta, str(tmp_path / "o.vcf"))
+
+    def log_likelihood(letters: str) -> float:
+        ids_BL = torch.from_numpy(DnaTokenizer().encode(letters)).long()[None]
+        return float(token_log_likelihood(model, ids_BL, start_id=2)[0].double().sum())
+
+    found = [float(info["SM_LLR"]) for info in scored(tmp_path / "o.vcf")]
+    snv = log_likelihood("AACTGTTA") - log_likelihood("AACGGTTA")
+    deletion = log_likelihood("ACGAACCT") - log_likelihood("ACGGTTAA")
+    assert found == pytest.approx([snv, deletion], abs=1e-4)
+    assert all(abs(score) > 1e-3 for score in found)
+
+
+def test_records_of_an_empty_vcf_and_crlf(tmp_path, write_fasta):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    out = tmp_path / "o.vcf"
+    counts = VariantScorer().run(letter_model, DnaTokenizer(), write_vcf(tmp_path / "in.vcf"), fasta, str(out))
+    assert counts == {"records": 0, "alleles": 0}
+    assert out.read_text().splitlines()[-1] == HEADER.splitlines()[-1]
+    crlf = tmp_path / "crlf.vcf"
+    crlf.write_bytes((HEADER + "chr1\t3\t.\tG\tA\t.\t.\tDB\n").replace("\n", "\r\n").encode())
+    VariantScorer(window_bases=8).run(letter_model, DnaTokenizer(), str(crlf), fasta, str(out))
+    assert out.read_text().splitlines()[-1].endswith("DB;SM_LLR=-0.5;SM_REF_LL=-22;SM_STATUS=ok")
