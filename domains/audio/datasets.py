@@ -191,20 +191,21 @@ class AudioSegments:
 
         raw = RawFormat(**raw_format) if isinstance(raw_format, Mapping) else raw_format
         listing = list_clips(folder, manifest, label=label, speaker=speaker, raw=raw, on_bad_file=on_bad_file)
-        infos = [clip.info for clip in listing.clips]
         self._store = SampleStore(
-            infos,
+            [clip.info for clip in listing.clips],
             sample_rate_hz=tokenizer.sample_rate_hz,
             memory_mib=memory_mib,
             cache_folder=cache_folder,
             on_bad_file=on_bad_file,
         )
+        readable = {info.path for info in self._store.infos}
+        listing.clips = [clip for clip in listing.clips if clip.info.path in readable]
+        listing.skipped += self._store.skipped
         self.clips: list[Clip] = listing.clips
         self.class_names = tuple(sorted({clip.label for clip in self.clips if clip.label is not None}))
 
         fractions = {"valid_fraction": valid_fraction, "test_fraction": test_fraction}
-        parts, rule = assign_splits(listing, split_by, **fractions, seed=seed)
-        self._parts = [part for part in parts if part.clip not in self._store.bad]
+        self._parts, rule = assign_splits(listing, split_by, **fractions, seed=seed)
         self._report: dict[str, int | float | str] = {"layout": listing.layout}
         self._count_files(len(listing.skipped))
         self._report |= {"split_rule": rule, "segment_samples": self.segment_samples} | rounded
@@ -288,10 +289,8 @@ class AudioSegments:
         return level_dbfs(self._store.read(int(clip), int(start), int(stop))) >= self._silence_dbfs
 
     def _count_files(self, skipped: int) -> None:
-        rate_hz, bad = self.tokenizer.sample_rate_hz, self._store.bad
-        infos = [clip.info for number, clip in enumerate(self.clips) if number not in bad]
-        samples = sum(length for number, length in enumerate(self._store.lengths) if number not in bad)
-        clipped = self._store.clipped_samples
+        rate_hz, infos = self.tokenizer.sample_rate_hz, self._store.infos
+        samples, clipped = sum(self._store.lengths), self._store.clipped_samples
         rates = Counter(info.sample_rate_hz for info in infos).most_common()
         self._report |= {
             "files": len(infos),
@@ -303,7 +302,7 @@ class AudioSegments:
             "mixed_down_files": sum(info.channels > 1 for info in infos),
             "clipped_files": "not counted: files are read as needed" if clipped is None else sum(map(bool, clipped)),
             "clipped_samples": "not counted: files are read as needed" if clipped is None else sum(clipped),
-            "skipped_files": skipped + len(bad),
+            "skipped_files": skipped,
             "decoded": self._store.describe(),
         }
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -302,6 +303,9 @@ def _entries_of_manifest(manifest: Path, folder: Path | None) -> list[dict[str, 
         entries.append(entry)
     if not entries:
         raise ValueError(f"{manifest}: lists no file")
+    twice = [str(path) for path, count in Counter(entry["path"] for entry in entries).items() if count > 1]
+    if twice:
+        raise ValueError(f"{manifest}: lists {twice[0]} more than once; a file could fall into two splits")
     _refuse_partial_splits(entries, manifest)
     return sorted(entries, key=lambda entry: natural_key(entry["name"]))
 

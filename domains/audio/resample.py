@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,16 @@ BETA = 14.769656459379492
 MAX_BANK_FLOATS = 1 << 23  # 32 MiB
 _TABLE_POINTS = 1 << 17
 _OUTPUTS_AT_ONCE = 1 << 12
+_forked = False
+
+
+def _note_the_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_the_fork)
 
 
 def output_samples(samples: int, from_hz: int, to_hz: int) -> int:
@@ -71,6 +82,8 @@ def resample(
     blocks = max(-(-len(samples) // source), -(-stop // target) - first // source)
     padded = np.zeros(blocks * source, dtype=np.float32)
     padded[: len(samples)] = samples
+    if _forked:  # the parent's OpenMP threads do not exist here, and waiting for them would never end
+        torch.set_num_threads(1)
     with torch.no_grad():
         out = transform(torch.from_numpy(padded)).numpy()
     skipped = first // source * target

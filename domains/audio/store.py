@@ -43,11 +43,12 @@ class SampleStore:
         memory_mib: decode everything into memory if it fits into so many MiB (1 MiB = 262,144 samples).
         cache_folder: decode into memory-mapped files here instead (made if missing). A file's key is its size, time of
             change, encoding, the wanted rate and a hash of its beginning, middle and end.
-        on_bad_file: "raise", or "skip": a file that cannot be decoded is remembered in `bad`.
+        on_bad_file: "raise", or "skip": a file that cannot be decoded is left out; `infos` are then the others.
 
     Attributes:
         mode: "memory", "mapped" or "files".
-        bad: clip number and message of every file that could not be decoded.
+        infos: the files that can be read; their places in this list are the clip numbers.
+        skipped: message of every file that was left out.
         clipped_samples: full-scale samples of each file (`LevelMeter`); None in mode "files", where nothing has been
             decoded yet.
     """
@@ -63,7 +64,7 @@ class SampleStore:
     ) -> None:
         self.infos, self.sample_rate_hz = list(infos), sample_rate_hz
         self.lengths = [info.samples_at(sample_rate_hz) for info in infos]
-        self.bad: dict[int, str] = {}
+        self.skipped: list[str] = []
         self.clipped_samples: list[int] | None = None
         self._memory: list[np.ndarray] = []
         self._mapped: list[Path] = []
@@ -105,22 +106,25 @@ class SampleStore:
         return f"read from the files as needed ({mebibytes} decoded; cache_folder=… would decode once)"
 
     def _decode_all(self, on_bad_file: str) -> None:
-        self.clipped_samples = []
+        self.clipped_samples, good = [], []
         last_message = time.monotonic()
-        for clip, info in enumerate(self.infos):
+        for number, info in enumerate(self.infos):
             try:
-                clipped = self._decode_to_memory(info) if self.mode == "memory" else self._decode_to_disk(clip, info)
+                clipped = self._decode_to_memory(info) if self.mode == "memory" else self._decode_to_disk(info)
             except (AudioFileError, FileNotFoundError) as error:
                 if on_bad_file == "raise":
                     raise
                 log.warning("left out: %s", error)
-                self.bad[clip], clipped = str(error), 0
-                self._memory.append(np.empty(0, np.float32))
-                self._mapped.append(Path())
+                self.skipped.append(str(error))
+                continue
+            good.append(info)
             self.clipped_samples.append(clipped)
             if time.monotonic() - last_message > _SECONDS_BETWEEN_MESSAGES:
                 last_message = time.monotonic()
-                log.info("decoded %d of %d sound files", clip + 1, len(self.infos))
+                log.info("decoded %d of %d sound files", number + 1, len(self.infos))
+        if not good:
+            raise AudioFileError(f"none of {len(self.infos)} files can be decoded; the first: {self.skipped[0]}")
+        self.infos, self.lengths = good, [info.samples_at(self.sample_rate_hz) for info in good]
 
     def _decode_to_memory(self, info: AudioInfo) -> int:
         meter = LevelMeter()
@@ -129,7 +133,7 @@ class SampleStore:
         self._memory.append(samples)
         return meter.clipped_samples
 
-    def _decode_to_disk(self, clip: int, info: AudioInfo) -> int:
+    def _decode_to_disk(self, info: AudioInfo) -> int:
         """Decodes a file that is not in the cache yet. The account beside it is written first, so that a kill in
         between leaves nothing that looks finished."""
         target = self._folder / f"{_key(info, self.sample_rate_hz)}.npy"
@@ -137,7 +141,7 @@ class SampleStore:
         if not target.exists():
             partial = target.with_suffix(f".{os.getpid()}.partial")
             try:
-                clipped = self._decode_into(partial, clip, info)
+                clipped = self._decode_into(partial, info)
                 _write_text(account, json.dumps({"source": os.path.basename(info.path), "clipped_samples": clipped}))
                 os.replace(partial, target)
             finally:
@@ -145,9 +149,9 @@ class SampleStore:
         self._mapped.append(target)
         return int(json.loads(account.read_text())["clipped_samples"])
 
-    def _decode_into(self, path: Path, clip: int, info: AudioInfo) -> int:
+    def _decode_into(self, path: Path, info: AudioInfo) -> int:
         """Plain writes, not a mapped array: on a full disk those raise, a mapped write kills the process."""
-        length, meter = self.lengths[clip], LevelMeter()
+        length, meter = info.samples_at(self.sample_rate_hz), LevelMeter()
         header = {"descr": "<f4", "fortran_order": False, "shape": (length,)}
         try:
             with open(path, "wb") as file:
