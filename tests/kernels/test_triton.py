@@ -168,6 +168,17 @@ def test_step_in_place_writes_into_strided_states() -> None:
     assert torch.equal(tensors["state_BEN"], expected[2])
 
 
+def test_every_cut_of_the_step_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seqkernels.mamba_step import gpu
+
+    tensors = step_sample(B=5)
+    expected = mamba_step(**tensors, implementation="reference")
+    for cut in (gpu.Plan(1, 16, 1, 8), gpu.Plan(16, 32, 4, 32), gpu.Plan(2, 64, 2, 16)):
+        monkeypatch.setattr(gpu, "plan", lambda *_, cut=cut: cut)
+        for actual, exact in zip(mamba_step(**tensors, implementation="triton"), expected):
+            torch.testing.assert_close(actual, exact, rtol=2e-5, atol=2e-5)
+
+
 def test_step_refuses_gradients() -> None:
     tensors = step_sample()
     tensors["a_EN"].requires_grad_()

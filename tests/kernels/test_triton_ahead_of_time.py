@@ -15,12 +15,12 @@ BF16, F32, I32 = torch.bfloat16, torch.float32, torch.int32
 
 CONVOLUTION = {
     **dict.fromkeys(("x", "y", "dx", "dy"), BF16),
-    **dict.fromkeys(("weight", "bias", "initial", "final", "dfinal", "dinitial", "partial"), F32),
+    **dict.fromkeys(("weight", "bias", "initial", "final", "dfinal", "dinitial", "partial", "dweight", "dbias"), F32),
     **dict.fromkeys(("cu_seqlens", "first_seq"), I32),
     **dict.fromkeys(("stride_xb", "stride_dyb"), "i64"),
-    **dict.fromkeys(("stride_xl", "stride_dyl", "L", "E", "n_chunks"), "i32"),
+    **dict.fromkeys(("stride_xl", "stride_dyl", "L", "E", "n_chunks", "n_shares"), "i32"),
     **dict.fromkeys(("SILU", "HAS_BIAS", "HAS_INITIAL", "HAS_DFINAL"), True),
-    **dict(W=4, PACKED=False, ROWS=128, UNROLL=4, BLOCK_E=256),  # noqa: C408
+    **dict(W=4, PACKED=False, ROWS=128, UNROLL=4, BLOCK_E=128, BLOCK_SHARES=256),  # noqa: C408
 }
 NORM = {
     **dict.fromkeys(("x", "y", "dx", "dy"), BF16),
@@ -42,9 +42,10 @@ CASES = {
     "conv-forward": ("causal_conv1d", "forward", CONVOLUTION, 1),
     "conv-forward-packed": ("causal_conv1d", "forward", {**CONVOLUTION, "PACKED": True}, 1),
     "conv-final-state": ("causal_conv1d", "packed_final_state", CONVOLUTION, 1),
-    "conv-backward": ("causal_conv1d", "backward", {**CONVOLUTION, "BLOCK_E": 128}, 1),
-    "conv-backward-packed": ("causal_conv1d", "backward", {**CONVOLUTION, "BLOCK_E": 128, "PACKED": True}, 1),
-    "conv-backward-state": ("causal_conv1d", "initial_state_gradient", {**CONVOLUTION, "BLOCK_E": 128}, 1),
+    "conv-backward": ("causal_conv1d", "backward", CONVOLUTION, 1),
+    "conv-backward-packed": ("causal_conv1d", "backward", {**CONVOLUTION, "PACKED": True}, 1),
+    "conv-backward-state": ("causal_conv1d", "initial_state_gradient", CONVOLUTION, 1),
+    "conv-backward-sum": ("causal_conv1d", "add_shares", {**CONVOLUTION, "BLOCK_E": 32}, 8),
     "norm-forward": ("rms_norm", "forward", NORM, 4),
     "norm-backward": ("rms_norm", "backward", NORM, 4),
     "step-project": ("mamba_step", "convolve_and_project", STEP, 4),
@@ -52,6 +53,7 @@ CASES = {
         "mamba_step", "convolve_and_project", {**STEP, "BLOCK_B": 16, "BLOCK_E": 64, "BLOCK_J": 128}, 4,
     ),
     "step-scan": ("mamba_step", "scan_and_gate", STEP, 4),
+    "step-scan-rows": ("mamba_step", "scan_and_gate", {**STEP, "BLOCK_B": 2, "BLOCK_E": 128}, 4),
 }
 # All of them for Hopper; the heaviest of each op for the others, to keep this short.
 CHOSEN = [*((name, 90) for name in CASES), *((name, c) for name in list(CASES)[3::3] for c in (80, 100))]

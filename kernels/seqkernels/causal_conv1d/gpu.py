@@ -17,9 +17,6 @@ from torch import Tensor
 
 from seqkernels import triton_runtime
 
-#: Programs to aim for: a few waves of 16 to 32 on each of about 132 multiprocessors.
-_PROGRAMS_WANTED = 8_000
-
 
 def unavailable(x_BLE: Tensor, weight_EW: Tensor, **details: object) -> str | None:
     """Why these kernels cannot run on these tensors here, or None."""
@@ -50,25 +47,26 @@ class Plan(NamedTuple):
     block_e: int
 
 
-def plan(B: int, L: int, E: int, most_rows: int) -> Plan:
+def plan(B: int, L: int, E: int, *, most_rows: int, programs_wanted: int) -> Plan:
     """Cut (B, L, E) into programs of one warp with 4 channels a thread: the taps and the open rows live in registers.
 
-    Long blocks of rows re-read little (W-1 rows of overlap), short ones give small inputs enough programs.
+    Long blocks of rows re-read little (W-1 rows of overlap), short ones give small inputs enough programs: a few waves
+    of 16 to 32 on each of about 132 multiprocessors. The cut depends on the shape alone, never on the card.
     """
     rows, block_e = most_rows, 128
-    while rows > 16 and B * -(-L // rows) * -(-E // block_e) < _PROGRAMS_WANTED:
+    while rows > 16 and B * -(-L // rows) * -(-E // block_e) < programs_wanted:
         rows //= 2
     return Plan(rows, 4, block_e)
 
 
 def plan_forward(x_BLE: Tensor) -> Plan:
-    """Rows of a program depend on the shape alone, so that results do not depend on the card."""
-    return plan(*x_BLE.shape, most_rows=128)
+    """64 registers a thread: 32 programs fit on a multiprocessor."""
+    return plan(*x_BLE.shape, most_rows=128, programs_wanted=8_000)
 
 
 def plan_backward(x_BLE: Tensor) -> Plan:
-    """Longer blocks: each leaves one set of weight-gradient sums."""
-    return plan(*x_BLE.shape, most_rows=512)
+    """96 registers a thread; longer blocks, since each leaves one set of weight-gradient sums."""
+    return plan(*x_BLE.shape, most_rows=256, programs_wanted=4_000)
 
 
 def _rows_in_place(x: Tensor) -> Tensor:
@@ -206,9 +204,20 @@ def _backward(
             triton_kernels.initial_state_gradient[(initial.shape[0] * n_blocks_e,)](
                 *pointers, dy, x if dfinal is None else dfinal, dinitial, *strides, L, E, **shared_options
             )
-    sums = partial.sum(0)  # torch sums a dimension in a fixed order
-    dweight = sums[:W].t().to(weight.dtype, copy=True, memory_format=torch.contiguous_format)
-    dbias = x.new_empty(0) if bias is None else sums[W].to(bias.dtype, copy=True)
+        dweight = torch.empty_like(weight)
+        dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
+        triton_kernels.add_shares[(-(-E // 32), W + 1 if bias is not None else W)](
+            partial,
+            dweight,
+            dbias,
+            partial.shape[0],
+            E,
+            W=W,
+            HAS_BIAS=bias is not None,
+            BLOCK_SHARES=min(256, 1 << (partial.shape[0] - 1).bit_length()),
+            BLOCK_E=32,
+            num_warps=8,
+        )
     return dx, dweight, dbias, dinitial
 
 

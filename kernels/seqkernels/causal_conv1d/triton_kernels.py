@@ -205,7 +205,7 @@ def backward(
     for r in range(0, own_rows + W - 1, UNROLL):
         rows = window
         dys = ()
-        for u in tl.static_range(UNROLL):
+        for u in tl.static_range(UNROLL):  # all loads first, so that they are in flight together
             here = e_in & (r + u < all_rows)
             rows = rows + (tl.load(x_r + u * stride_xl + e, mask=here, other=0.0).to(tl.float32),)
             dys = dys + (tl.load(dy_r + u * stride_dyl + e, mask=here, other=0.0).to(tl.float32),)
@@ -253,6 +253,25 @@ def backward(
     for w in tl.static_range(W):
         tl.store(partial_c + w * E + e, dtaps[w], mask=e_in)
     tl.store(partial_c + W * E + e, doffset, mask=e_in)
+
+
+@triton.jit
+def add_shares(
+    partial, dweight, dbias, n_shares, E,
+    W: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_SHARES: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Sum the programs' shares of the weight gradient (tap w) or of the bias gradient (w = W), in a fixed order."""
+    e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    w = tl.program_id(1)
+    total = tl.zeros([BLOCK_SHARES, BLOCK_E], tl.float32)
+    for first in range(0, n_shares, BLOCK_SHARES):
+        share = (first + tl.arange(0, BLOCK_SHARES)).to(tl.int64)[:, None]
+        inside = (share < n_shares) & (e < E)[None, :]
+        total += tl.load(partial + (share * (W + 1) + w) * E + e[None, :], mask=inside, other=0.0)
+    gradient = tl.sum(total, axis=0)
+    tl.store(dweight + e * W + w, gradient, mask=(e < E) & (w < W))
+    if HAS_BIAS:
+        tl.store(dbias + e, gradient, mask=(e < E) & (w == W))
 
 
 @triton.jit

@@ -56,8 +56,9 @@ class Plan(NamedTuple):
 
     project_rows: int
     project_channels: int
+    scan_rows: int
     scan_channels: int
-    scan_warps: int
+    scan_warps: int = 4
 
 
 def plan(B: int, E: int, N: int) -> Plan:
@@ -65,11 +66,10 @@ def plan(B: int, E: int, N: int) -> Plan:
 
     Many rows: 16 to a program, so that x_proj runs on the matrix units, and more channels to a scan program.
     """
-    rows, channels = (1, 32) if B < 16 else (16, 32 if B < 128 else 64)
-    scan_channels = 32 if B < 64 else 128
+    scan_rows, scan_channels = (1, 32) if B < 16 else (1, 64) if B < 64 else (1, 128)
     while scan_channels > 1 and scan_channels * _power_of_two(N) > _MOST_STATE:
         scan_channels //= 2
-    return Plan(rows, channels, scan_channels, 2 if 8 <= B < 64 else 4)
+    return Plan(1 if B < 16 else 16, 32, scan_rows, scan_channels)
 
 
 def _power_of_two(n: int) -> int:
@@ -117,7 +117,7 @@ def _run(
             BLOCK_J=max(16, min(64 if cut.project_rows == 1 else 128, _power_of_two(J))),
             num_warps=4,
         )
-        triton_kernels.scan_and_gate[(B, -(-E // cut.scan_channels))](
+        triton_kernels.scan_and_gate[(-(-B // cut.scan_rows), -(-E // cut.scan_channels))](
             xz,
             x,
             partial,
@@ -136,6 +136,7 @@ def _run(
             R,
             n_shares,
             BLOCK_SHARES=_power_of_two(n_shares),
+            BLOCK_B=cut.scan_rows,
             BLOCK_E=cut.scan_channels,
             BLOCK_N=_power_of_two(N),
             BLOCK_R=_power_of_two(R),

@@ -58,7 +58,7 @@ def _add_shares(partial, b, first, count, B, J, n_shares, BLOCK_SHARES: tl.const
     """Entries first .. first+count of x_proj's output for row b."""
     share = tl.arange(0, BLOCK_SHARES)[:, None]
     j = tl.arange(0, BLOCK)[None, :]
-    inside = (share < n_shares) & (j < count)
+    inside = (share < n_shares) & (j < count) & (b < B)
     return tl.sum(tl.load(partial + (share * B + b) * J + first + j, mask=inside, other=0.0), axis=0)
 
 
@@ -77,29 +77,36 @@ def softplus(x):
 def scan_and_gate(
     xz, x, partial, state, dt_proj, dt_bias, a, d, new_state, y,
     stride_xz, stride_dt_proj, B, E, N, R, n_shares,
-    BLOCK_SHARES: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_SHARES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_E channels of one row: dt_proj, softplus, h = exp(dt a) h + dt b x, y = (c h + d x) silu(z)."""
+    """dt_proj, softplus, h = exp(dt a) h + dt b x, y = (c h + d x) silu(z) for BLOCK_E channels.
+
+    The weights are loaded once and used for BLOCK_B rows, one after the other.
+    """
     e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
     e_in = e < E
-    b = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK_N)[None, :]
     r = tl.arange(0, BLOCK_R)[None, :]
-    inside = e_in[:, None] & (n < N)
-    spot = (b * E + e[:, None]) * N + n
-    h = tl.load(state + spot, mask=inside, other=0.0)
-    rate = tl.load(a + e[:, None] * N + n, mask=inside, other=0.0)
+    rate = tl.load(a + e[:, None] * N + n, mask=e_in[:, None] & (n < N), other=0.0)
     proj = tl.load(dt_proj + e[:, None] * stride_dt_proj + r, mask=e_in[:, None] & (r < R), other=0.0).to(tl.float32)
-    z = tl.load(xz + b * stride_xz + E + e, mask=e_in, other=0.0).to(tl.float32)
-    x_e = tl.load(x + b * E + e, mask=e_in, other=0.0)
-
+    bias = tl.load(dt_bias + e, mask=e_in, other=0.0)
+    skip = tl.load(d + e, mask=e_in, other=0.0)
     J = R + 2 * N
-    rank = _add_shares(partial, b, 0, R, B, J, n_shares, BLOCK_SHARES, BLOCK_R)
-    b_n = _add_shares(partial, b, R, N, B, J, n_shares, BLOCK_SHARES, BLOCK_N)
-    c_n = _add_shares(partial, b, R + N, N, B, J, n_shares, BLOCK_SHARES, BLOCK_N)
+    for i in tl.static_range(BLOCK_B):
+        b = tl.program_id(0).to(tl.int64) * BLOCK_B + i
+        here = e_in & (b < B)
+        inside = here[:, None] & (n < N)
+        spot = (b * E + e[:, None]) * N + n
+        h = tl.load(state + spot, mask=inside, other=0.0)
+        z = tl.load(xz + b * stride_xz + E + e, mask=here, other=0.0).to(tl.float32)
+        x_e = tl.load(x + b * E + e, mask=here, other=0.0)
+        rank = _add_shares(partial, b, 0, R, B, J, n_shares, BLOCK_SHARES, BLOCK_R)
+        b_n = _add_shares(partial, b, R, N, B, J, n_shares, BLOCK_SHARES, BLOCK_N)
+        c_n = _add_shares(partial, b, R + N, N, B, J, n_shares, BLOCK_SHARES, BLOCK_N)
 
-    dt = softplus(tl.sum(proj * rank[None, :], axis=1) + tl.load(dt_bias + e, mask=e_in, other=0.0))
-    h = triton_math.exp(dt[:, None] * rate) * h + (dt * x_e)[:, None] * b_n[None, :]
-    tl.store(new_state + spot, h, mask=inside)
-    out = tl.sum(h * c_n[None, :], axis=1) + tl.load(d + e, mask=e_in, other=0.0) * x_e
-    tl.store(y + b * E + e, out * z * triton_math.sigmoid(z), mask=e_in)
+        dt = softplus(tl.sum(proj * rank[None, :], axis=1) + bias)
+        h = triton_math.exp(dt[:, None] * rate) * h + (dt * x_e)[:, None] * b_n[None, :]
+        tl.store(new_state + spot, h, mask=inside)
+        out = tl.sum(h * c_n[None, :], axis=1) + skip * x_e
+        tl.store(y + b * E + e, out * z * triton_math.sigmoid(z), mask=here)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 B, L, D, E, N, R, W = 2, 19, 6, 8, 4, 3, 4
 DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
-OPTIONAL = {"conv_bias_E", "dt_bias_E", "d_E", "out_proj_bias_D"}
+OPTIONAL = ("conv_bias_E", "dt_bias_E", "d_E", "out_proj_bias_D")
 
 
 @pytest.fixture(params=DEVICES, ids=str)
@@ -24,7 +24,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return request.param
 
 
-def inputs(device: torch.device, absent: frozenset[str] = frozenset(), sequences: int = B) -> dict[str, Tensor]:
+def inputs(device: torch.device, absent: tuple[str, ...] = (), sequences: int = B) -> dict[str, Tensor]:
     """Named leaves in float64: xz, the states, every weight that is not absent."""
     generator = torch.Generator().manual_seed(0)
     shapes = {
@@ -95,10 +95,12 @@ def assert_close(actual: dict[str, Tensor], truth: dict[str, Tensor], tolerance:
         assert error <= tolerance * scale, f"{name}: off by {error:.3g} where values reach {scale:.3g}"
 
 
-@pytest.mark.parametrize("absent", [set(), {"conv_bias_E"}, {"dt_bias_E", "d_E"}, OPTIONAL], ids=str)
+@pytest.mark.parametrize("absent", [(), ("conv_bias_E",), ("dt_bias_E", "d_E"), OPTIONAL], ids=str)
 @pytest.mark.parametrize("recompute", ["nothing", "inputs", "all"])
-def test_outputs_and_every_gradient_against_float64(device: torch.device, recompute: str, absent: set[str]) -> None:
-    leaves = inputs(device, frozenset(absent))
+def test_outputs_and_every_gradient_against_float64(
+    device: torch.device, recompute: str, absent: tuple[str, ...]
+) -> None:
+    leaves = inputs(device, absent)
     truth = gradients(written_out, leaves)
     single = {name: t.float() for name, t in leaves.items()}
     actual = gradients(lambda t: inner(t, recompute=recompute), single)
