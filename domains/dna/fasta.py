@@ -66,7 +66,9 @@ class Fasta:
         self._row = {name: row for row, name in enumerate(self._scan.names)}
         self.lengths: dict[str, int] = dict(zip(self._scan.names, self._scan.lengths.tolist()))
         first_run = np.searchsorted(self._scan.runs[:, 0], np.arange(len(self._row) + 1))
-        self._run_slices = [slice(a, b) for a, b in zip(first_run[:-1].tolist(), first_run[1:].tolist())]
+        self._run_slices = list(zip(first_run[:-1].tolist(), first_run[1:].tolist()))
+        # Letters in the runs before each run; workers look it up instead of adding up again for every window.
+        self._run_letters = np.concatenate([[0], np.cumsum(self._scan.runs[:, 2] - self._scan.runs[:, 1])])
         self._data: np.ndarray | None = None
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
@@ -111,8 +113,17 @@ class Fasta:
 
     def count_n(self, name: str, starts: np.ndarray, ends: np.ndarray) -> Int64[np.ndarray, " windows"]:
         """Letters read as N (N and IUPAC codes) in each window [start, end), from the index alone."""
-        runs = self._scan.runs[self._run_slices[self._row[self.known(name)]]]
-        return _overlap_with_runs(runs[:, 1], runs[:, 2], np.asarray(starts), np.asarray(ends))
+        first, last = self._run_slices[self._row[self.known(name)]]
+        if first == last:
+            return np.zeros(len(starts), dtype=np.int64)
+        run_starts, run_ends = self._scan.runs[first:last, 1], self._scan.runs[first:last, 2]
+
+        def letters_before(position: np.ndarray) -> np.ndarray:
+            begun = run_starts.searchsorted(position, side="right")  # runs that begin at or before the position
+            beyond = np.maximum(run_ends[begun - 1] - position, 0)  # what the last of them has after it
+            return self._run_letters[first + begun] - np.where(begun > 0, beyond, 0)
+
+        return letters_before(np.asarray(ends)) - letters_before(np.asarray(starts))
 
     def _forward(self, row: int, start: int, end: int) -> UInt8[np.ndarray, " S"]:
         if start == end:
@@ -188,6 +199,7 @@ class Genome:
                 seen[name] = seen.get(name, 0) + 1
         self.records: dict[str, tuple[int, str]] = {}
         self.stem_of: dict[str, str] = {}
+        self._described: dict[str, str] = {}
         for number, ((stem, path), fasta) in enumerate(zip(files, self.files)):
             for name in fasta.names:
                 key = name if seen[name] == 1 else f"{stem}/{name}"
@@ -195,6 +207,7 @@ class Genome:
                     raise ValueError(f"{path}: record {key!r} comes twice; give the files different names")
                 self.records[key] = (number, name)
                 self.stem_of[key] = stem
+                self._described[key] = f"{path.name}:{name}"
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -221,8 +234,7 @@ class Genome:
 
     def describe(self, key: str) -> str:
         """`hg38.fa.gz:chr16`: how messages name a record."""
-        number, name = self._find(key)
-        return f"{Path(self.files[number].path).name}:{name}"
+        return self._described[key]
 
     def _find(self, key: str) -> tuple[int, str]:
         if key not in self.records:
@@ -391,17 +403,3 @@ def _read_blocks(gzi: Path) -> np.ndarray:
     if not len(numbers) or len(numbers) != 1 + 2 * numbers[0]:
         raise ValueError(f"{gzi} is no .gzi")
     return np.concatenate([np.zeros((1, 2), dtype=np.int64), numbers[1:].reshape(-1, 2)])
-
-
-def _overlap_with_runs(
-    run_starts: np.ndarray, run_ends: np.ndarray, starts: np.ndarray, ends: np.ndarray
-) -> Int64[np.ndarray, " windows"]:
-    """How many positions of each [start, end) lie in the sorted, disjoint runs."""
-    before = np.concatenate([[0], np.cumsum(run_ends - run_starts)])
-
-    def covered(position: np.ndarray) -> np.ndarray:
-        inside = np.searchsorted(run_starts, position, side="right")  # runs that begin at or before it
-        overhang = np.maximum(run_ends[inside - 1] - position, 0) if len(run_ends) else 0
-        return before[inside] - np.where(inside > 0, overhang, 0)
-
-    return covered(ends) - covered(starts)

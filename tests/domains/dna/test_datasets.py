@@ -60,6 +60,15 @@ def test_same_key_same_sample(genome):
         one[len(one)]
 
 
+def test_every_place_in_a_region_is_drawn_and_no_other(write_fasta, random_bases):
+    path = write_fasta({"a": random_bases(52), "b": random_bases(50), "c": random_bases(49)})
+    corpus = GenomeWindows(str(path), window_bases=50, splits=HeldOutRegions(valid=0, test=0), windows_per_epoch=400)
+    drawn = [corpus.split("train").window(index) for index in range(400)]
+    counts = {place: [(w.contig, w.start) for w in drawn].count(place) for place in {(w.contig, w.start) for w in drawn}}
+    assert counts.keys() == {("a", 0), ("a", 1), ("a", 2), ("b", 0)}
+    assert all(60 < count < 140 for count in counts.values())
+
+
 def test_evaluation_windows_never_change(genome):
     corpus = GenomeWindows(genome, window_bases=64, reverse_complement_augment=True, eval_windows=5)
     valid = corpus.split("valid")

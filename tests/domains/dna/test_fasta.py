@@ -168,6 +168,16 @@ def test_counts_and_runs_of_n(write_fasta, random_bases):
     assert fasta.count_n("b", np.array([0, 1, 2]), np.array([4, 2, 4])).tolist() == [2, 1, 0]
 
 
+def test_runs_of_n_belong_to_their_record(write_fasta):
+    """Runs of different lengths in every record: none is counted for a neighbour."""
+    records = {"a": "NNNACNNNNNAC", "b": "ACGT", "c": "ANCNNGNNNNTNA", "d": "NA"}
+    fasta = Fasta(write_fasta(records))
+    for name, letters in records.items():
+        places = [(start, end) for end in range(len(letters) + 1) for start in range(end + 1)]
+        starts, ends = np.array(places).T
+        assert fasta.count_n(name, starts, ends).tolist() == [letters[a:b].count("N") for a, b in places]
+
+
 def test_long_files_are_scanned_in_pieces(tmp_path, random_bases, monkeypatch: pytest.MonkeyPatch):
     """Lines, records and runs of N that pieces cut through give what one piece gives."""
     letters = random_bases(3000, 5) + "N" * 500 + random_bases(700, 6)
