@@ -64,7 +64,8 @@ def test_every_place_in_a_region_is_drawn_and_no_other(write_fasta, random_bases
     path = write_fasta({"a": random_bases(52), "b": random_bases(50), "c": random_bases(49)})
     corpus = GenomeWindows(str(path), window_bases=50, splits=HeldOutRegions(valid=0, test=0), windows_per_epoch=400)
     drawn = [corpus.split("train").window(index) for index in range(400)]
-    counts = {place: [(w.contig, w.start) for w in drawn].count(place) for place in {(w.contig, w.start) for w in drawn}}
+    places = [(window.contig, window.start) for window in drawn]
+    counts = {place: places.count(place) for place in set(places)}
     assert counts.keys() == {("a", 0), ("a", 1), ("a", 2), ("b", 0)}
     assert all(60 < count < 140 for count in counts.values())
 
