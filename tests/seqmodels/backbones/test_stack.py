@@ -9,6 +9,7 @@ import torch
 
 from seqmodels.backbones.stack import Stack
 from seqmodels.layers.mamba import Mamba
+from seqmodels.layers.state import detach_state
 
 
 def stack(**kwargs) -> Stack:
@@ -78,6 +79,19 @@ def test_recomputing_blocks_saves_memory():
         return total
 
     assert saved_bytes(True) < 0.4 * saved_bytes(False)
+
+
+def test_compiles_into_one_graph():
+    model, ids_BL = stack(n_layers=2), torch.randint(0, 6, (2, 17))
+    hidden, state = model(ids_BL)
+    state = detach_state(state)
+    expected = torch.autograd.grad(hidden.square().sum(), list(model.parameters()))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    hidden, _ = compiled(ids_BL)
+    actual = torch.autograd.grad(hidden.square().sum(), list(model.parameters()))
+    for compiled_grad, grad in zip(actual, expected, strict=True):
+        torch.testing.assert_close(compiled_grad, grad)
+    torch.testing.assert_close(compiled(ids_BL, state)[0], model(ids_BL, state)[0])
 
 
 @pytest.mark.parametrize("argument", ["vocab_size", "d_model", "n_layers", "pad_vocab_to"])

@@ -22,6 +22,16 @@ def test_log_likelihood_is_the_models_own_whatever_was_sampled_from(small_model)
     torch.testing.assert_close(out.log_likelihood_B, expected_BL[:, 3:].double().sum(1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.gpu
+def test_gpu_and_cpu_agree(small_model):
+    model, prompt_P = small_model(), torch.tensor([3, 1, 4])
+    expected = generate(model, 30, start_id=0, prompt_ids=prompt_P, batch_size=3)
+    actual = generate(model.cuda(), 30, start_id=0, prompt_ids=prompt_P, batch_size=3)
+    assert actual.ids_BL.is_cuda
+    assert torch.equal(actual.ids_BL.cpu(), expected.ids_BL)
+    torch.testing.assert_close(actual.log_likelihood_BL.cpu(), expected.log_likelihood_BL, rtol=1e-4, atol=1e-5)
+
+
 def test_exact_length_and_range(small_model):
     for num_tokens in (1, 2, 31, 32, 33):
         out = generate(small_model(), num_tokens, start_id=0, chunk_len=32)

@@ -13,6 +13,7 @@ from seqmodels.layers.state import map_state
 
 LAYERS = sorted(path.stem for path in (pathlib.Path(__file__).parents[3] / "conf/layer").glob("*.yaml"))
 CAUSAL_LAWS = ["check_causality", "check_any_cut", "check_gradients_through_state"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LAWS = [*CAUSAL_LAWS, "check_batch_and_padding", "check_packing", "check_state_dtype"]
 
 
@@ -26,20 +27,23 @@ def layer(compose, request):
     return layer
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("layer", LAYERS, indirect=True)
-def test_law(layer, law):
+def test_law(layer, law, device):
     if not layer.is_causal and law in CAUSAL_LAWS:
         pytest.skip("declared not causal")
-    getattr(testing, law)(layer, torch.randn(3, 37, 64))
+    getattr(testing, law)(layer.to(device), torch.randn(3, 37, 64, device=device))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layer", LAYERS, indirect=True)
-def test_bf16_autocast_stays_near_fp32(layer):
-    x_BLD = torch.randn(2, 200, 64)
+def test_bf16_autocast_stays_near_fp32(layer, device):
+    x_BLD = torch.randn(2, 200, 64, device=device)
+    layer.to(device)
     with torch.no_grad():
         exact, _ = layer(x_BLD)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             rounded, _ = layer(x_BLD)
     error = (rounded.float() - exact).norm() / exact.norm()
     assert 1e-5 < error < 0.02, f"relative error {error:.2g}"
