@@ -44,14 +44,17 @@ def constant(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
+# Module path to the imported implementation, or to the reason in words why it cannot be imported.
+_imported: dict[str, ModuleType | str] = {}
+
+
 @constant
-def _load(path: str) -> ModuleType | str:
-    """Import an implementation; a missing dependency comes back as the reason in words."""
+def _import(path: str) -> None:
+    """Import an implementation; a missing dependency becomes a reason in words."""
     try:
-        module = importlib.import_module(path)
+        _imported[path] = importlib.import_module(path)
     except ImportError as error:
-        return f"cannot be imported: {error}"
-    return module if hasattr(module, "unavailable") else "is not finished"
+        _imported[path] = f"cannot be imported: {error}"
 
 
 @constant
@@ -85,7 +88,8 @@ class Registry:
 
     def unavailable(self, name: str, x: Tensor, parameter: Tensor, **details: object) -> str | None:
         """Why implementation `name` cannot run on these tensors, or None when it can."""
-        module = _load(self.modules[name])
+        _import(self.modules[name])
+        module = _imported[self.modules[name]]
         if isinstance(module, str):
             return module
         return module.unavailable(x, parameter, **details)
@@ -112,13 +116,13 @@ class Registry:
                     f"{self.op}: implementation={implementation!r} cannot run here: {reason}. "
                     "Ask for implementation='auto' to take the best that can."
                 )
-            return getattr(_load(self.modules[implementation]), self.entry)
+            return getattr(_imported[self.modules[implementation]], self.entry)
         passed_over = ""
-        for name, path in self.modules.items():
+        for name in self.modules:
             reason = self.unavailable(name, x, parameter, **details)
             if reason is None:
                 _announce(self.op, name, passed_over)
-                return getattr(_load(path), self.entry)
+                return getattr(_imported[self.modules[name]], self.entry)
             passed_over += f"{'; ' if passed_over else ''}not {name}: {reason}"
         raise ValueError(f"{self.op}: no implementation can run on these inputs ({passed_over})")
 

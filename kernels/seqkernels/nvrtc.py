@@ -227,7 +227,7 @@ class Kernel:
         major, minor = torch.cuda.get_device_capability(device)
         cubin = cached_cubin(source, defines, major * 10 + minor)
         self._args = struct_of(source, args)
-        self._fields = {name for name, *_ in self._args._fields_}
+        self._fields = dict.fromkeys(name for name, *_ in self._args._fields_)
         self._name = f"{entry} of {source.name}"
         self._device = device
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -277,18 +277,24 @@ class Kernel:
             threads: per block.
             arguments: every field of the argument struct. Tensors pass their address.
         """
-        struct = self._args()
-        assert self._fields == set(arguments), self._fields ^ set(arguments)
-        for name, value in arguments.items():
-            setattr(struct, name, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+        assert arguments.keys() == self._fields.keys(), arguments.keys() ^ self._fields.keys()
+        struct = self._args(
+            *[v.data_ptr() if isinstance(v, torch.Tensor) else v for v in map(arguments.__getitem__, self._fields)]
+        )
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         x, y = (grid, 1) if isinstance(grid, int) else grid
-        with torch.cuda.device(self._device):
-            stream = torch.cuda.current_stream(self._device).cuda_stream
-            status = _driver().cuLaunchKernel(
-                self._function, x, y, 1, threads, 1, 1, self.shared_bytes, ctypes.c_void_p(stream), pointers, None
-            )
+        if torch.cuda.current_device() != self._device:
+            with torch.cuda.device(self._device):
+                status = self._enqueue(x, y, threads, pointers)
+        else:
+            status = self._enqueue(x, y, threads, pointers)
         _check(status, f"launching {self._name} on {x} x {y} blocks of {threads} threads")
+
+    def _enqueue(self, x: int, y: int, threads: int, pointers: ctypes.Array) -> int:
+        stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
+        return _driver().cuLaunchKernel(
+            self._function, x, y, 1, threads, 1, 1, self.shared_bytes, stream, pointers, None
+        )
 
 
 _kernels: dict[tuple, Kernel] = {}
@@ -297,7 +303,7 @@ _kernels_lock = threading.Lock()
 
 def kernel(source: Path, entry: str, args: str, defines: Mapping[str, int], device: int) -> Kernel:
     """The kernel ``entry`` of ``source``, compiled and loaded at most once per process, device and macros."""
-    key = (source, entry, device, tuple(sorted(defines.items())))
+    key = (source, entry, device, *defines.items())
     found = _kernels.get(key)
     if found is None:
         with _kernels_lock:  # autograd calls from its own threads

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -37,6 +38,6 @@ def run_tasks(function: Callable[..., object], n_tasks: int, work: int, *args: o
         _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="seqkernels")
     pieces = min(n_tasks, 4 * threads)
     bounds = [n_tasks * piece // pieces for piece in range(pieces + 1)]
-    futures = [_pools[threads].submit(function, *ends, *args) for ends in zip(bounds, bounds[1:])]
+    futures = [_pools[threads].submit(function, *ends, *args) for ends in pairwise(bounds)]
     for future in futures:
         future.result()

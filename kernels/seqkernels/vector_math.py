@@ -27,11 +27,13 @@ from numba.extending import intrinsic, overload
 def cache_folder() -> Path:
     """Where compiled kernels are kept: `$SEQKERNELS_CACHE_DIR`, else the user's cache folder.
 
-    numba drops a cached kernel when the file it stands in changes, not when this file does: hence the hash.
+    numba drops a cached kernel when the file it stands in changes, not when one that it calls does: hence the hash of
+    the shared files.
     """
     root = os.environ.get("SEQKERNELS_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "seqkernels"
-    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    return Path(root).expanduser() / f"numba-{digest}"
+    shared = (Path(__file__), Path(__file__).with_name("cpu_tiles.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in shared)).hexdigest()
+    return Path(root).expanduser() / f"numba-{digest[:12]}"
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,6 +63,8 @@ LOG2_E = np.float32(1.4426950408889634)
 MAGIC = np.float32(1.5 * 2**23)  # adding it rounds to an integer, which then stands in the low bits of the mantissa
 EXP2_LOWEST = np.float32(-126.0)  # below: 2**-126, the smallest normal number, in place of a denormal or zero
 EXP2_HIGHEST = np.float32(127.0)
+EXP_LOWEST = np.float32(-87)
+EXP_HIGHEST = np.float32(88)
 LN2_HIGH = np.float32(0.693359375)  # 12 bits: its product with a small integer is exact
 LN2_LOW = np.float32(-2.12194440e-4)
 SOFTPLUS_THRESHOLD = np.float32(20)  # as published: the identity above
@@ -101,25 +105,25 @@ def _from_bits(context, value):
 @_exact
 def _exp2_fp32(v):
     """2**v: v = k + f with k an integer and |f| <= 1/2; a polynomial gives 2**f, k goes into the exponent bits."""
-    v = v if v > EXP2_LOWEST else EXP2_LOWEST
-    v = v if v < EXP2_HIGHEST else EXP2_HIGHEST
+    v = EXP2_LOWEST if v < EXP2_LOWEST else v  # in this order NaN stays NaN
+    v = EXP2_HIGHEST if v > EXP2_HIGHEST else v
     k = v + MAGIC
     f = v - (k - MAGIC)
     p = (((((E6 * f + E5) * f + E4) * f + E3) * f + E2) * f + E1) * f + ONE
-    return _from_bits(_bits(p) + (_bits(k) << np.int32(23)))
+    return _from_bits(_bits(p) + (_bits(k) << np.int32(23)))  # pyright: ignore[reportCallIssue]
 
 
 @_exact
 def _exp_fp32(v):
     """e**v for -87 <= v <= 88 (the ends are kept beyond): v = k ln 2 + f, with ln 2 in two parts."""
-    v = v if v > np.float32(-87) else np.float32(-87)
-    v = v if v < np.float32(88) else np.float32(88)
+    v = EXP_LOWEST if v < EXP_LOWEST else v
+    v = EXP_HIGHEST if v > EXP_HIGHEST else v
     k = v * LOG2_E + MAGIC
     turns = k - MAGIC
     f = v - turns * LN2_HIGH
     f = f - turns * LN2_LOW
     p = (((((X6 * f + X5) * f + X4) * f + X3) * f + X2) * f + ONE) * f + ONE
-    return _from_bits(_bits(p) + (_bits(k) << np.int32(23)))
+    return _from_bits(_bits(p) + (_bits(k) << np.int32(23)))  # pyright: ignore[reportCallIssue]
 
 
 @_exact
@@ -129,7 +133,7 @@ def _softplus_fp32(v):
     s = u / (TWO + u)
     q = s * s
     log1p = TWO * s * ((((A4 * q + A3) * q + A2) * q + A1) * q + ONE)
-    soft = (v if v > ZERO else ZERO) + log1p
+    soft = (ZERO if v < ZERO else v) + log1p
     return v if v > SOFTPLUS_THRESHOLD else soft
 
 
@@ -150,14 +154,17 @@ def _sigmoid_float64(v):
 
 @_exact
 def _silu_slope_fp32(v):
-    s = ONE / (ONE + _exp_fp32(-v))
-    return s * (ONE + v * (ONE - s))
+    """s (1 + v (1 - s)), where 1 - s = u s loses no digits for large v."""
+    u = _exp_fp32(-v)
+    s = ONE / (ONE + u)
+    return s * (ONE + v * (u * s))
 
 
 @_exact
 def _silu_slope_float64(v):
-    s = 1.0 / (1.0 + math.exp(-v))
-    return s * (1.0 + v * (1.0 - s))
+    u = math.exp(-max(v, -700.0))
+    s = 1.0 / (1.0 + u)
+    return s * (1.0 + v * (u * s))
 
 
 @_exact

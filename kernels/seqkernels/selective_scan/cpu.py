@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from seqkernels.checks import accumulation_dtype
+from seqkernels.cpu_tiles import CHUNK, flat, layout_of, n_chunks, n_tasks, steps_of
 from seqkernels.selective_scan import cpu_kernels
-from seqkernels.selective_scan.cpu_kernels import CHUNK, LANES, Gradients, Inputs, Layout, Steps
+from seqkernels.selective_scan.cpu_kernels import Gradients, Inputs
 from seqkernels.threads import run_tasks
 
 
@@ -64,15 +65,15 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, the final state, and the state before each chunk (empty unless `keep`)."""
-    layout = _layout(x, a, b, cu_seqlens)
+    layout = layout_of(x, a.shape[1], b.shape[2], cu_seqlens)
     sequences, N, E = len(layout.rows), layout.states, layout.channels
     y = torch.empty(x.shape, dtype=accumulation_dtype(x.dtype))
     final = a.new_empty(sequences, N, E)
-    saved = a.new_empty((_chunks(layout), N, E) if keep else (0,))
+    saved = a.new_empty((n_chunks(layout), N, E) if keep else (0,))
     inputs = _inputs(x, dt, a, b, c, d, z, bias, softplus)
-    tasks = sequences * layout.groups * layout.blocks
-    state = _flat(a.new_empty(0) if initial is None else initial.transpose(1, 2))
-    run_tasks(cpu_kernels.forward, tasks, x.numel() * N, layout, inputs, state, _flat(y), _flat(final), _flat(saved))
+    state = flat(a.new_empty(0) if initial is None else initial.transpose(1, 2))
+    outputs = (flat(y), flat(final), flat(saved))
+    run_tasks(cpu_kernels.forward, n_tasks(layout), x.numel() * N, layout, inputs, state, *outputs)
     return y.to(x.dtype), final.transpose(1, 2).contiguous(), saved
 
 
@@ -105,41 +106,40 @@ def _backward(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, a, b, c, d, z, bias and the initial state, whether given or not."""
-    layout = _layout(x, a, b, cu_seqlens)
+    layout = layout_of(x, a.shape[1], b.shape[2], cu_seqlens)
     sequences, N, E = len(layout.rows), layout.states, layout.channels
     real = accumulation_dtype(x.dtype)
     gradients = Gradients(
         x=torch.empty(x.shape, dtype=real),
         dt=torch.empty(x.shape, dtype=real),
         z=torch.empty(x.shape if z is not None else (0,), dtype=real),
-        a=a.new_empty(sequences, N, E),
         initial=a.new_empty(sequences, N, E),
         b=a.new_empty(layout.blocks, *b.shape),
         c=a.new_empty(layout.blocks, *b.shape),
-        d=torch.zeros(sequences, E, dtype=real),
-        bias=torch.zeros(sequences, E, dtype=real),
+        a=torch.zeros(sequences, N, E, dtype=torch.complex128 if a.is_complex() else torch.float64),
+        d=torch.zeros(sequences, E, dtype=torch.float64),
+        bias=torch.zeros(sequences, E, dtype=torch.float64),
     )
-    tasks = sequences * layout.groups * layout.blocks
     run_tasks(
         cpu_kernels.backward,
-        tasks,
+        n_tasks(layout),
         4 * x.numel() * N,
         layout,
         _inputs(x, dt, a, b, c, d, z, bias, softplus),
-        _flat(saved),
-        _steps(dy.to(real)),
-        _flat(a.new_empty(0) if dfinal is None else dfinal.transpose(1, 2)),
-        Gradients(*(_flat(t) for t in gradients)),
+        flat(saved),
+        steps_of(dy, real),
+        flat(a.new_empty(0) if dfinal is None else dfinal.transpose(1, 2)),
+        Gradients(*(flat(t) for t in gradients)),
     )
     return (
         gradients.x.to(x.dtype),
         gradients.dt.to(dt.dtype),
-        gradients.a.sum(0).T.contiguous(),
+        gradients.a.sum(0).T.to(a.dtype).contiguous(),
         gradients.b.sum(0).to(b.dtype),
         gradients.c.sum(0).to(c.dtype),
-        gradients.d.sum(0),
+        gradients.d.sum(0).to(real),
         gradients.z.to(x.dtype),
-        gradients.bias.sum(0),
+        gradients.bias.sum(0).to(real),
         gradients.initial.transpose(1, 2).contiguous(),
     )
 
@@ -195,26 +195,6 @@ def _autograd(ctx, dy, dfinal, _):
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-def _layout(x: Tensor, a: Tensor, b: Tensor, cu_seqlens: Tensor | None) -> Layout:
-    B, L, E = x.shape
-    G = b.shape[2]
-    if cu_seqlens is None:
-        starts, lengths = np.zeros(B, np.int64), np.full(B, L, np.int64)
-        batches = np.arange(B)
-    else:
-        bounds = cu_seqlens.numpy().astype(np.int64)
-        starts, lengths = bounds[:-1], np.diff(bounds)
-        batches = np.zeros(len(starts), np.int64)
-    chunks = -(-lengths // CHUNK)
-    rows = np.stack([batches, starts, lengths, np.cumsum(chunks) - chunks], axis=1)
-    return Layout(rows, B, L, E, a.shape[1], G, -(-(E // G) // LANES))
-
-
-def _chunks(layout: Layout) -> int:
-    """How many chunks all sequences have."""
-    return int((-(-layout.rows[:, 2] // CHUNK)).sum())
-
-
 def _inputs(
     x: Tensor,
     dt: Tensor,
@@ -227,34 +207,17 @@ def _inputs(
     softplus: bool,
 ) -> Inputs:
     real = accumulation_dtype(x.dtype)
-    x, dt, z_or_x = x.to(real), dt.to(real), (x if z is None else z).to(real)
-    b, c = b.to(a.dtype), c.to(a.dtype)
     zeros = torch.zeros(x.shape[-1], dtype=real)
     return Inputs(
-        x=_steps(x),
-        dt=_steps(dt),
-        z=_steps(z_or_x),
-        b=_steps(b),
-        c=_steps(c),
-        a=_flat(a),
-        d=_flat(zeros if d is None else d),
-        bias=_flat(zeros if bias is None else bias),
+        x=steps_of(x, real),
+        dt=steps_of(dt, real),
+        z=steps_of(x if z is None else z, real),
+        b=steps_of(b, a.dtype),
+        c=steps_of(c, a.dtype),
+        a=flat(a),
+        d=flat(zeros if d is None else d),
+        bias=flat(zeros if bias is None else bias),
         scale=(np.float64 if real == torch.float64 else np.float32)(2 if a.is_complex() else 1),
         with_softplus=softplus,
         with_z=z is not None,
     )
-
-
-def _flat(tensor: Tensor) -> np.ndarray:
-    """All values in order; shares memory with a contiguous tensor."""
-    return tensor.detach().contiguous().view(-1).numpy()
-
-
-def _steps(tensor: Tensor) -> Steps:
-    """Flat values and strides; copies only where the last dimension is not contiguous."""
-    tensor = tensor.detach()
-    if tensor.stride(-1) != 1:
-        tensor = tensor.contiguous()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    group_stride = tensor.stride(2) if tensor.dim() == 4 else 0
-    return Steps(tensor.as_strided((span,), (1,)).numpy(), tensor.stride(0), tensor.stride(1), group_stride)

@@ -1,15 +1,9 @@
 """The numba kernels of the CPU scan: forward, and backward with recomputation (README.md has the maths).
 
-One task is one sequence and one block of `LANES` channels of one group. It walks the sequence in chunks of `CHUNK`
-steps, on tiles small enough for the L1 and L2 caches, and every inner loop runs over the channels of the block:
-contiguous and of fixed length, so LLVM makes vector code of it. Lanes past the last channel hold zeros and change
-nothing.
-
-Arrays arrive flat with their strides beside them (`Steps`), so that a kernel is compiled once per dtype and not once
-per memory layout. Tiles: T holds real rows of each step of the chunk, S rows of each state, P the decay of every step
+Tiles: T holds real rows of each step of the chunk, S rows of each state, P the decay of every step
 and state of the chunk and the state before it. Rows of `LANES` numbers stand side by side in the last dimension, at the
 constant offsets below: at constant distances from one base LLVM knows that they do not overlap (otherwise it checks at
-run time, and beyond eight checks it gives up).
+run time, and beyond eight checks it gives up). Lanes past the last channel hold zeros and change nothing.
 
 Complex numbers: gradients follow PyTorch's convention (the conjugate), so one code serves real and complex states;
 `scale` is 1, or 2 for complex ones.
@@ -21,10 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seqkernels.cpu_tiles import CHUNK, LANES, Place, Steps, out_row, row_of, task_parts
 from seqkernels.vector_math import decay, kernel, prescaled, sigmoid, silu_slope, softplus, softplus_slope
-
-LANES = 64
-CHUNK = 64
 
 # Rows of T; the forward pass uses the first three. G_ is the gradient of.
 DT, DTX, Y, DY, G_DT, G_DTX = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES, 5 * LANES
@@ -32,15 +24,6 @@ DT, DTX, Y, DY, G_DT, G_DTX = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES, 5 * LAN
 A_SCALED, H, A, G, G_A = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES
 # Rows of P.
 DECAY, BEFORE = 0, LANES
-
-
-class Steps(NamedTuple):
-    """A (B, L, E) or (B, L, G, N) tensor whose last dimension is contiguous: flat values and the other strides."""
-
-    values: Any
-    batch_stride: int
-    step_stride: int
-    group_stride: int
 
 
 class Inputs(NamedTuple):
@@ -59,54 +42,20 @@ class Inputs(NamedTuple):
     with_z: bool
 
 
-class Layout(NamedTuple):
-    """Sizes, and per sequence: batch entry, first position, length, number of chunks before it."""
-
-    rows: Any
-    batches: int
-    length: int
-    channels: int
-    states: int
-    groups: int
-    blocks: int  # blocks of LANES channels in a group
-
-
 class Gradients(NamedTuple):
     """Outputs of the backward pass, flat."""
 
     x: Any  # (B, L, E), as dt and z
     dt: Any
     z: Any
-    a: Any  # (sequences, N, E), as initial
-    initial: Any
+    initial: Any  # (sequences, N, E)
     b: Any  # (blocks, B, L, groups, N), as c
     c: Any
+    # Sums over time, zero at the start and of double precision: each chunk adds its part, so that long sequences
+    # lose nothing.
+    a: Any  # (sequences, N, E)
     d: Any  # (sequences, E), as bias
     bias: Any
-
-
-class Place(NamedTuple):
-    """The part of the tensors that the tiles hold now."""
-
-    batch: int
-    first: int
-    steps: int
-    channel: int
-    width: int
-
-
-@kernel
-def _row(source, place, q):
-    """The channels of step q of the chunk. A slice, because LLVM cannot see that `base + e` is not negative."""
-    base = place.batch * source.batch_stride + (place.first + q) * source.step_stride + place.channel
-    return source.values[base : base + place.width]
-
-
-@kernel
-def _out(target, place, layout, q):
-    """The same of a contiguous (B, L, E) array."""
-    base = (place.batch * layout.length + place.first + q) * layout.channels + place.channel
-    return target[base : base + place.width]
 
 
 @kernel
@@ -124,7 +73,7 @@ def _load_steps(T, inputs, place):
     d = inputs.d[place.channel : place.channel + place.width]
     bias = inputs.bias[place.channel : place.channel + place.width]
     for q in range(place.steps):
-        t, x, dt = T[q], _row(inputs.x, place, q), _row(inputs.dt, place, q)
+        t, x, dt = T[q], row_of(inputs.x, place, q), row_of(inputs.dt, place, q)
         if inputs.with_softplus:
             for e in range(place.width):
                 t[DT + e] = softplus(dt[e] + bias[e])
@@ -155,23 +104,13 @@ def _scan_chunk(T, S, b, c, steps, scale):
 def _store_y(T, y, inputs, place, layout):
     """Gate y and write it out."""
     for q in range(place.steps):
-        t, out, z = T[q], _out(y, place, layout, q), _row(inputs.z, place, q)
+        t, out, z = T[q], out_row(y, place, layout, q), row_of(inputs.z, place, q)
         if inputs.with_z:
             for e in range(place.width):
                 out[e] = t[Y + e] * (z[e] * sigmoid(z[e]))
         else:
             for e in range(place.width):
                 out[e] = t[Y + e]
-
-
-@kernel
-def _task(task, layout):
-    """Sequence, group, block, first channel and number of channels of a task."""
-    sequence, rest = divmod(task, layout.groups * layout.blocks)
-    group, block = divmod(rest, layout.blocks)
-    per_group = layout.channels // layout.groups
-    within = block * LANES
-    return sequence, group, block, group * per_group + within, min(LANES, per_group - within)
 
 
 @kernel
@@ -197,6 +136,18 @@ def _store_state(S, row, target, index, channel, width, channels):
 
 
 @kernel
+def _add_a_gradient(S, total, sequence, channel, width, channels):
+    """Add the chunk's part of the gradient of a to the total and clear it."""
+    for n in range(S.shape[0]):
+        s = S[n]
+        base = (sequence * S.shape[0] + n) * channels + channel
+        sums = total[base : base + width]
+        for e in range(width):
+            sums[e] += s[G_A + e]
+            s[G_A + e] = 0
+
+
+@kernel
 def forward(first_task, last_task, layout, inputs, initial, y, final, saved):
     """Scan. Writes y (B, L, E), final (sequences, N, E) and, unless it is empty, saved (chunks, N, E).
 
@@ -208,7 +159,7 @@ def forward(first_task, last_task, layout, inputs, initial, y, final, saved):
     b_tile = np.zeros((CHUNK, N), dtype=final.dtype)
     c_tile = np.zeros((CHUNK, N), dtype=final.dtype)
     for task in range(first_task, last_task):
-        sequence, group, _, channel, width = _task(task, layout)
+        sequence, group, _, channel, width = task_parts(task, layout)
         batch, start, total, chunk = layout.rows[sequence]
         T[:] = 0
         _start_forward(S, inputs, initial, sequence, channel, width)
@@ -228,7 +179,7 @@ def forward(first_task, last_task, layout, inputs, initial, y, final, saved):
 def _load_dy(T, dy, inputs, place):
     """Fill the row of the gradient of y before the gate; clear the rows that collect gradients."""
     for q in range(place.steps):
-        t, above, z = T[q], _row(dy, place, q), _row(inputs.z, place, q)
+        t, above, z = T[q], row_of(dy, place, q), row_of(inputs.z, place, q)
         if inputs.with_z:
             for e in range(place.width):
                 t[DY + e] = above[e] * (z[e] * sigmoid(z[e]))
@@ -293,8 +244,8 @@ def _store_gradients(T, gradients, dy, inputs, place, layout, sequence):
     d_grad = gradients.d[per_channel : per_channel + place.width]
     bias_grad = gradients.bias[per_channel : per_channel + place.width]
     for q in range(place.steps):
-        t, x, dt, z = T[q], _row(inputs.x, place, q), _row(inputs.dt, place, q), _row(inputs.z, place, q)
-        x_grad, dt_grad = _out(gradients.x, place, layout, q), _out(gradients.dt, place, layout, q)
+        t, x, dt, z = T[q], row_of(inputs.x, place, q), row_of(inputs.dt, place, q), row_of(inputs.z, place, q)
+        x_grad, dt_grad = out_row(gradients.x, place, layout, q), out_row(gradients.dt, place, layout, q)
         for e in range(place.width):
             x_grad[e] = t[G_DTX + e] * t[DT + e] + d[e] * t[DY + e]
             d_grad[e] += t[DY + e] * x[e]
@@ -306,7 +257,7 @@ def _store_gradients(T, gradients, dy, inputs, place, layout, sequence):
             dt_grad[e] = t[G_DT + e]
             bias_grad[e] += t[G_DT + e]
         if inputs.with_z:
-            z_grad, above = _out(gradients.z, place, layout, q), _row(dy, place, q)
+            z_grad, above = out_row(gradients.z, place, layout, q), row_of(dy, place, q)
             for e in range(place.width):
                 z_grad[e] = above[e] * t[Y + e] * silu_slope(z[e])
 
@@ -355,7 +306,7 @@ def backward(first_task, last_task, layout, inputs, saved, dy, dfinal, gradients
     b_tile, c_tile = np.zeros((CHUNK, N), dtype=saved.dtype), np.zeros((CHUNK, N), dtype=saved.dtype)
     db_tile, dc_tile = np.zeros((CHUNK, N), dtype=saved.dtype), np.zeros((CHUNK, N), dtype=saved.dtype)
     for task in range(first_task, last_task):
-        sequence, group, block, channel, width = _task(task, layout)
+        sequence, group, block, channel, width = task_parts(task, layout)
         batch, start, total, chunk = layout.rows[sequence]
         T[:] = 0
         _start_backward(S, inputs, dfinal, sequence, channel, width)
@@ -373,5 +324,5 @@ def backward(first_task, last_task, layout, inputs, saved, dy, dfinal, gradients
             _store_gradients(T, gradients, dy, inputs, place, layout, sequence)
             _store_group(db_tile, gradients.b, place, layout, block, group)
             _store_group(dc_tile, gradients.c, place, layout, block, group)
-        _store_state(S, G_A, gradients.a, sequence, channel, width, layout.channels)
+            _add_a_gradient(S, gradients.a, sequence, channel, width, layout.channels)
         _store_state(S, G, gradients.initial, sequence, channel, width, layout.channels)

@@ -1,0 +1,83 @@
+"""Which implementation runs: a named one or an error, "auto" the first that can, said once."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from seqkernels import causal_conv1d, selective_scan
+from seqkernels.dispatch import Registry, ops, table
+from seqkernels.spec import get
+
+X = torch.ones(1, 3, 4)
+WEIGHT = torch.ones(4, 2)
+
+
+def registry(**modules: str) -> Registry:
+    return Registry("causal_conv1d", "conv", modules)
+
+
+REFERENCE = "seqkernels.causal_conv1d.reference"
+ABSENT = "seqkernels.causal_conv1d.absent"
+
+
+def test_auto_takes_the_first_that_can_run() -> None:
+    from seqkernels.causal_conv1d.reference import conv
+
+    assert registry(absent=ABSENT, reference=REFERENCE).choose("auto", X, WEIGHT) is conv
+
+
+def test_auto_with_nothing_to_take_gives_all_reasons() -> None:
+    with pytest.raises(ValueError, match=r"no implementation can run.*not absent: cannot be imported: No module"):
+        registry(absent=ABSENT).choose("auto", X, WEIGHT)
+
+
+def test_a_named_implementation_that_cannot_run_raises_and_never_falls_back() -> None:
+    with pytest.raises(ValueError, match=r"implementation='absent' cannot run here: cannot be imported: No module"):
+        registry(absent=ABSENT, reference=REFERENCE).choose("absent", X, WEIGHT)
+    with pytest.raises(ValueError, match=r"implementation='triton' cannot run here: .*cpu"):
+        causal_conv1d(X, WEIGHT, implementation="triton")
+
+
+def test_an_unknown_name_lists_the_accepted_ones() -> None:
+    with pytest.raises(ValueError, match="accepted: auto, cuda, cpu, reference"):
+        selective_scan(X, X, -WEIGHT, X[..., :2], X[..., :2], implementation="fastest")
+
+
+def test_auto_says_once_what_it_took_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    once = registry(missing="seqkernels.causal_conv1d.missing", reference=REFERENCE)
+    with caplog.at_level(logging.INFO, logger="seqkernels"):
+        for _ in range(3):
+            once.choose("auto", X, WEIGHT)
+    messages = [record.message for record in caplog.records if "missing" in record.message]
+    assert len(messages) == 1
+    assert "causal_conv1d: taking implementation 'reference' (not missing: cannot be imported" in messages[0]
+
+
+def test_table_has_a_row_for_every_implementation() -> None:
+    rows = table("cpu")
+    assert [(row.op, row.implementation) for row in rows] == [(op, n) for op, r in ops().items() for n in r.modules]
+    for row in rows:
+        assert row.available == (row.reason == "")
+    found = {(row.op, row.implementation): row for row in rows}
+    assert found["selective_scan", "cpu"].available
+    assert found["selective_scan", "reference"].available
+    assert not found["selective_scan", "cuda"].available
+
+
+def test_an_unknown_op_is_refused() -> None:
+    with pytest.raises(ValueError, match="op='scan' is unknown; accepted: causal_conv1d"):
+        get("scan")
+
+
+def test_importing_the_package_brings_torch_and_no_kernel_compiler() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import seqkernels;"
+        "heavy = {'numba', 'triton', 'torch._dynamo', 'torch._inductor', 'cuda'};"
+        "sys.exit(', '.join(sorted(heavy & (set(sys.modules) - before))) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
