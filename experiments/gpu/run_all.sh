@@ -20,10 +20,28 @@ logged() {  # logged NAME SECONDS COMMAND...: run under a limit, log, say how it
 }
 
 machine() { logged machine 20 nvidia-smi; }
-scan_layouts() { for t in bf16 fp32 fp16; do logged "scan_layouts_$t" 80 python3 experiments/selective_scan/check_layouts.py $t; done; }
+
+# selective scan
+scan_layouts() { for t in bf16 fp32 fp16; do logged "scan_layouts_$t" 100 python3 experiments/selective_scan/check_layouts.py $t; done; }
+scan_layouts_bf16() { logged scan_layouts_bf16 100 python3 experiments/selective_scan/check_layouts.py bf16; }
 scan_sweep() { logged scan_sweep 200 python3 experiments/selective_scan/sweep.py; }
-scan_tests() { logged scan_tests 200 python3 -m pytest -p no:cacheprovider -q -m gpu tests/kernels -k "scan" -x --maxfail=30; }
-kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -q -m gpu tests/kernels --maxfail=30; }
+scan_op_tests() { logged scan_op_tests 200 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/kernels/test_ops.py -k "selective_scan-cuda"; }
+scan_tests() { logged scan_tests 150 python3 -m pytest -p no:cacheprovider -q -m gpu tests/kernels/test_cuda_scan.py; }
+scan_bars() { logged scan_bars 120 python3 experiments/selective_scan/bars.py "$out/selective_scan.csv" "${COMMIT:-unknown}"; }
+scan_host_time() { logged scan_host_time 60 python3 experiments/selective_scan/host_time.py; }
+scan_profile() {
+  logged scan_profile 90 ncu --clock-control none --kernel-name "regex:forward_scan|backward_scan" \
+    --section SpeedOfLight --section Occupancy --section WarpStateStats --section LaunchStats --section SchedulerStats \
+    --section InstructionStats python3 experiments/selective_scan/one_run.py
+}
+scan_sanitize() {
+  for tool in memcheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 logged "scan_$tool" 120 compute-sanitizer --tool $tool python3 experiments/gpu/sanitize_scan.py
+  done
+}
+
+# every op
+kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/kernels; }
 
 for step in "$@"; do "$step"; done
 exit 0

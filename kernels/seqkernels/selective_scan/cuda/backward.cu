@@ -93,6 +93,8 @@ struct Shared {
   alignas(16) float b[TILE][4][STATES];       // [mix]: the quads in each of the four slot orders
   alignas(16) float c[TILE][4][STATES];
   alignas(16) float sums[TILE][WARPS][SUMS];
+  alignas(16) float d[CHANNELS];
+  alignas(16) float bias[CHANNELS];
 };
 // The host reads the size of this symbol to know how much shared memory to reserve, in units of 16 bytes.
 extern "C" __device__ char shared_units[sizeof(Shared) / 16];
@@ -118,7 +120,6 @@ DEVICE void fetch_states(Shared& s, const BackwardArgs& p, const Lane& lane, i64
   const float* from = p.states + saved_piece(tile, save, lane.quad, p.E, channel0 + lane.channel);
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) copy_async_cached(&s.saved[save][j][threadIdx.x], from + j * 4);
-  copies_close();
 }
 
 // ITEMS pieces of a tile of x, dt, ...: the tile's corner in 64 bits, from there on in 32.
@@ -147,7 +148,6 @@ DEVICE void fetch_tile(Shared& s, const BackwardArgs& p, const Chunk& chunk, int
     if (i < 2 * QUADS)
       copy_async<QUAD>(s.bc_stage[i], (i < QUADS ? p.b : p.c) + corner + (position * p.bc_stride + quad % 4 * 4), position < rows);
   }
-  copies_close();
 }
 
 // ---- elementwise role
@@ -158,7 +158,7 @@ DEVICE void prepare_tile(Shared& s, const BackwardArgs& p, i64 row0, int rows, i
   Pack<VEC> raw[ITEMS][ARRAYS], dz[ITEMS];
   Pack<4> bc[BC_ITEMS];
   Floats<VEC> bias, delta[ITEMS], w[ITEMS], dy[ITEMS];
-  bias.load(p.dt_bias + channel0 + column);
+  bias.load(s.bias + column);
   UNROLL
   for (int item = 0; item < ITEMS; item++) {
     UNROLL
@@ -278,13 +278,13 @@ struct Row {  // what one position needs of shared memory
 };
 
 // The state before a sub-tile: the saved one, for an odd sub-tile run through the even one before it.
-DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, float h[LANE_CHANNELS][4]) {
+template <bool ODD> DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, float h[LANE_CHANNELS][4]) {
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) {
     const float4 v = s.saved[sub / 2][j][threadIdx.x];
     h[j][0] = v.x; h[j][1] = v.y; h[j][2] = v.z; h[j][3] = v.w;
   }
-  if (sub % 2 == 0) return;
+  if (!ODD) return;
   UNROLL
   for (int t = 0; t < SUB; t++) {
     Floats<LANE_CHANNELS> delta, w;
@@ -307,9 +307,9 @@ DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, f
 }
 
 // a = exp(delta A) of one position: kept by the odd sub-tile for the even one, as far as there was room.
-template <int STEP> DEVICE void load_decays(const Shared& s, const Carried& k, const Floats<LANE_CHANNELS>& delta, int sub,
-                                            float (&a)[LANE_CHANNELS][4]) {
-  if (STEP < KEPT_DECAYS && sub % 2 == 0) {
+template <int STEP, bool ODD> DEVICE void load_decays(const Shared& s, const Carried& k, const Floats<LANE_CHANNELS>& delta,
+                                                       float (&a)[LANE_CHANNELS][4]) {
+  if constexpr (STEP < KEPT_DECAYS && !ODD) {
     UNROLL
     for (int j = 0; j < LANE_CHANNELS; j++) {
       const float4 v = s.decays[STEP][j][threadIdx.x];
@@ -363,7 +363,7 @@ DEVICE void finish_position(Shared& s, const BackwardArgs& p, const Lane& lane, 
 #if PARTIAL_OUT
   if (inside) { w_sum.store(p.dw_partial + at); a_sum.store(p.ddelta_partial + at); }
 #else
-  d.load(p.d + channel0 + lane.channel);
+  d.load(s.d + lane.channel);
   float dx[LANE_CHANNELS], ddt[LANE_CHANNELS];
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) {
@@ -381,11 +381,11 @@ struct SubTile {  // kept from the forward to the reverse half
   float a[SUB][LANE_CHANNELS][4], before[SUB][LANE_CHANNELS][4];
 };
 
-template <int STEP> DEVICE void forward_step(Shared& s, const Lane& lane, const Carried& k, SubTile& kept, float h[LANE_CHANNELS][4],
-                                             ChannelSums& sums, Row& row, int sub) {
+template <int STEP, bool ODD> DEVICE void forward_step(Shared& s, const Lane& lane, const Carried& k, SubTile& kept, float h[LANE_CHANNELS][4],
+                                             ChannelSums& sums, Row& row, int position0) {
   Row next;
-  if constexpr (STEP + 1 < SUB) next.load(s, lane, sub * SUB + STEP + 1, false);
-  load_decays<STEP>(s, k, row.delta, sub, kept.a[STEP]);
+  if constexpr (STEP + 1 < SUB) next.load(s, lane, position0 + STEP + 1, false);
+  load_decays<STEP, ODD>(s, k, row.delta, kept.a[STEP]);
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) {
     UNROLL
@@ -425,19 +425,19 @@ template <int STEP> DEVICE void reverse_step(Shared& s, const Lane& lane, Carrie
   if constexpr (STEP > 0) row = next;
 }
 
-DEVICE void walk_sub_tile(Shared& s, const BackwardArgs& p, const Lane& lane, Carried& k, i64 row0, int rows, int channel0, int sub) {
+template <bool ODD> DEVICE void walk_sub_tile(Shared& s, const BackwardArgs& p, const Lane& lane, Carried& k, i64 row0, int rows, int channel0, int sub) {
   static_assert(SUB == 4, "the steps below are written out");
   const int position0 = sub * SUB;
   float h[LANE_CHANNELS][4], dw[SUB][LANE_CHANNELS], ta[SUB][LANE_CHANNELS];
   SubTile kept;
   ChannelSums sums(s, lane, position0);
-  load_state(s, lane, k, sub, h);
+  load_state<ODD>(s, lane, k, sub, h);
   Row row;
   row.load(s, lane, position0, false);
-  forward_step<0>(s, lane, k, kept, h, sums, row, sub);
-  forward_step<1>(s, lane, k, kept, h, sums, row, sub);
-  forward_step<2>(s, lane, k, kept, h, sums, row, sub);
-  forward_step<3>(s, lane, k, kept, h, sums, row, sub);
+  forward_step<0, ODD>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<1, ODD>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<2, ODD>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<3, ODD>(s, lane, k, kept, h, sums, row, position0);
   row.c.load(&s.c[position0 + SUB - 1][lane.mix][4 * lane.quad]);
   reverse_step<3>(s, lane, k, kept, dw, ta, sums, row, position0);
   reverse_step<2>(s, lane, k, kept, dw, ta, sums, row, position0);
@@ -499,21 +499,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) backward_scan(
       k.r[j][i] = p.r_in && chunk.length ? p.r_in[slot * p.E * p.N + state] : 0.f;
     }
   }
+  for (int i = threadIdx.x; i < CHANNELS; i += THREADS) { s.d[i] = p.d[channel0 + i]; s.bias[i] = p.dt_bias[channel0 + i]; }
+  __syncthreads();
   if (chunk.length) {
     int start = (chunk.length - 1) / TILE * TILE;
+    const auto fetch_saved = [&](int tile_start, int save) {
+      if (tile_start >= 0) fetch_states(s, p, lane, chunk.tile + tile_start / TILE, channel0, save);
+      copies_close();  // a group even without copies: the waits below count groups
+    };
     fetch_tile(s, p, chunk, start, channel0);
-    for (int save = 0; save < SAVES; save++) fetch_states(s, p, lane, chunk.tile + start / TILE, channel0, save);
+    copies_close();
+    fetch_saved(start, 1);
+    fetch_saved(start, 0);
     for (; start >= 0; start -= TILE) {
       const i64 row0 = chunk.row + start;
       const int rows = chunk.length - start;
-      copies_wait();
+      copies_wait<2>();  // the tile; its two saved states may still be on their way
       prepare_tile(s, p, row0, rows, channel0);
       __syncthreads();
       if (start > 0) fetch_tile(s, p, chunk, start - TILE, channel0);
+      copies_close();
 #pragma unroll 1
-      for (int sub = SUBS - 1; sub >= 0; sub--) {
-        walk_sub_tile(s, p, lane, k, row0, rows, channel0, sub);
-        if (sub % 2 == 0 && start > 0) fetch_states(s, p, lane, chunk.tile + start / TILE - 1, channel0, sub / 2);
+      for (int save = SAVES - 1; save >= 0; save--) {
+        copies_wait<2>();  // this state; the other one and the next tile, or the next tile's first, may follow later
+        walk_sub_tile<true>(s, p, lane, k, row0, rows, channel0, 2 * save + 1);
+        walk_sub_tile<false>(s, p, lane, k, row0, rows, channel0, 2 * save);
+        fetch_saved(start - TILE, save);
       }
       __syncthreads();
       store_sums(s, p, row0, rows, block);

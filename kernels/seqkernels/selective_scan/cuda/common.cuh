@@ -165,7 +165,8 @@ DEVICE void copy_async_cached(void* to_shared, const void* from_global) {  // 16
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to_shared)), "l"(from_global) : "memory");
 }
 DEVICE void copies_close() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-DEVICE void copies_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }  // for this thread's own copies
+// Wait for this thread's own copies, but for the youngest PENDING groups.
+template <int PENDING = 0> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
 // ---------------------------------------------------------------------------------------------- chunks and tiles
 

@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) complex_backward(const __g
   UNROLL
   for (int i = 0; i < PER_LANE; i++) { r[i] = w.h[i]; da[i] = {0.f, 0.f}; }
   const float d = p.d[w.channel];
-  float dd = 0.f, dbias = 0.f;
+  float dd = 0.f, dbias = 0.f;  // of the chunk; a tile's part is added up on its own, which keeps digits
   for (int start = (w.chunk.length - 1) / TILE * TILE; start >= 0; start -= TILE) {
     const int rows = min_int(TILE, w.chunk.length - start);
     Complex h[TILE + 1][PER_LANE];  // h[t]: before position t of the tile
@@ -178,6 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) complex_backward(const __g
       UNROLL
       for (int i = 0; i < PER_LANE; i++) h[t + 1][i] = exp_of(s.delta * w.a[i]) * h[t][i] + (s.delta * s.x) * w.load(p, p.b, row, i);
     }
+    float tile_dd = 0.f, tile_dbias = 0.f;
     for (int t = rows - 1; t >= 0; t--) {
       const i64 row = w.chunk.row + start + t, at = row * p.E + w.channel;
       const Scalars s(p, w, row);
@@ -202,14 +203,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) complex_backward(const __g
       y = 2.f * warp_sum(y) + d * s.x;
       dw = warp_sum(dw);
       const float ddt = (dw * s.x + warp_sum(ta)) * delta_slope(s.delta);
-      dd += dy * s.x;
-      dbias += ddt;
+      tile_dd += dy * s.x;
+      tile_dbias += ddt;
       if (w.lane == 0 && w.active) {
         float_to_element(p.dx + at, dw * s.delta + d * dy);
         float_to_element(p.ddt + at, ddt);
         if (HAS_GATE) float_to_element(p.dz + at, dout * y * gate * (1.f + s.z * (1.f - gate)));
       }
     }
+    dd += tile_dd;
+    dbias += tile_dbias;
   }
   if (!w.active) return;
   UNROLL

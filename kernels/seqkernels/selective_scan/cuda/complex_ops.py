@@ -4,7 +4,7 @@ Complex numbers are complex64; x, dt, z fp32, bf16 or fp16. The states at every 
 pass, and the gradients of b and c go through a buffer of (channels / 16) times their size.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: infer_schema reads the annotations as types.
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqkernels import nvrtc
 from seqkernels.selective_scan.cuda import launch, plan
+from seqkernels.selective_scan.cuda.library import register
 
 _SOURCE = Path(__file__).parent / "complex.cu"
 _WARP = 32
@@ -31,7 +32,7 @@ class _Shape:
     warps: int
 
     @classmethod
-    def of(cls, x: Tensor, a: Tensor, b: Tensor, cu_seqlens: Tensor | None) -> _Shape:
+    def of(cls, x: Tensor, a: Tensor, b: Tensor, cu_seqlens: Tensor | None) -> "_Shape":
         (B, L, E), N, G = x.shape, a.shape[1], b.shape[2]
         sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
         tiles = B * -(-L // plan.TILE) if cu_seqlens is None else L // plan.TILE + sequences
@@ -91,8 +92,7 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.resolve_conj().contiguous()
 
 
-@torch.library.custom_op("seqkernels::selective_scan_complex_cuda", mutates_args=(), device_types="cuda")
-def forward_op(
+def _forward(
     x: Tensor,
     dt: Tensor,
     a: Tensor,
@@ -118,8 +118,7 @@ def forward_op(
     return out, final, states
 
 
-@forward_op.register_fake
-def _(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
+def _fake_forward(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
     B, L, _ = x.shape
     sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     tiles = B * ((L + plan.TILE - 1) // plan.TILE) if cu_seqlens is None else L // plan.TILE + sequences
@@ -130,8 +129,7 @@ def _(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
     )
 
 
-@torch.library.custom_op("seqkernels::selective_scan_complex_cuda_backward", mutates_args=(), device_types="cuda")
-def backward_op(
+def _backward(
     grad_out: Tensor,
     grad_final: Tensor | None,
     x: Tensor,
@@ -170,8 +168,7 @@ def backward_op(
     )  # fmt: skip
 
 
-@backward_op.register_fake
-def _(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, cu_seqlens, states):
+def _fake_backward(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, cu_seqlens, states):
     E = x.shape[2]
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     vector = torch.empty(E, device=x.device)
@@ -188,7 +185,7 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_out, grad_final, _grad_states):
+def _differentiate(ctx, grad_out, grad_final, _grad_states):
     x, dt, a, b, c, d, z, dt_bias, cu_seqlens, states = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -201,4 +198,5 @@ def _backward(ctx, grad_out, grad_final, _grad_states):
     )  # fmt: skip
 
 
-forward_op.register_autograd(_backward, setup_context=_setup_context)
+backward_op = register("selective_scan_complex_cuda_backward", _backward, _fake_backward)
+forward_op = register("selective_scan_complex_cuda", _forward, _fake_forward, _setup_context, _differentiate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,13 @@ from torch import Tensor
 from seqkernels import nvrtc
 from seqkernels.selective_scan.cuda import plan
 
-_HERE = Path(__file__).parent
+_SOURCES = {path.name: path for path in Path(__file__).parent.glob("*.cu")}
 ELEMENT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ELEMENT of common.cuh
+
+
+@functools.cache
+def _device_properties(index: int):
+    return torch.cuda.get_device_properties(index)
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,11 @@ class Problem:
             None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous(),
         )
 
-    @property
+    @functools.cached_property
     def size(self) -> plan.Size:
         B, L, E = self.x.shape
         packed = self.cu_seqlens is not None
-        device = torch.cuda.get_device_properties(self.x.device)
+        device = _device_properties(self.x.device.index)
         return plan.Size(
             sequences=self.cu_seqlens.shape[0] - 1 if self.cu_seqlens is not None else B,
             length=L,
@@ -95,7 +101,7 @@ class Problem:
             "SOFTPLUS": int(self.softplus),
             "HAS_GATE": int(self.z is not None),
         }
-        return nvrtc.kernel(_HERE / file, entry, args, common | defines, self.x.device.index)
+        return nvrtc.kernel(_SOURCES[file], entry, args, common | defines, self.x.device.index)
 
     def sequence_arguments(self, cut: plan.Cut) -> dict[str, Tensor | int | None]:
         """The fields by which a kernel finds its chunk."""

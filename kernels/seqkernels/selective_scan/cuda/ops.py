@@ -1,11 +1,12 @@
 """The scan as `torch.library` ops: one node for the compiler, fake shapes, a registered backward."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: infer_schema reads the annotations as types.
 
 import torch
 from torch import Tensor
 
 from seqkernels.selective_scan.cuda import launch, plan
+from seqkernels.selective_scan.cuda.library import register
 
 
 def _or_none(tensor: Tensor) -> Tensor | None:
@@ -17,8 +18,7 @@ def _or_empty(tensor: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if tensor is None else tensor
 
 
-@torch.library.custom_op("seqkernels::selective_scan_cuda", mutates_args=(), device_types="cuda")
-def forward_op(
+def _forward(
     x: Tensor,
     dt: Tensor,
     a: Tensor,
@@ -38,8 +38,7 @@ def forward_op(
     return result.out, result.final, _or_empty(result.y, x), _or_empty(result.states, a)
 
 
-@forward_op.register_fake
-def _(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
+def _fake_forward(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
     B, L, E = x.shape
     N = a.shape[1]
     sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -52,8 +51,7 @@ def _(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
     )
 
 
-@torch.library.custom_op("seqkernels::selective_scan_cuda_backward", mutates_args=(), device_types="cuda")
-def backward_op(
+def _backward(
     grad_out: Tensor,
     grad_final: Tensor | None,
     x: Tensor,
@@ -86,8 +84,7 @@ def backward_op(
     )
 
 
-@backward_op.register_fake
-def _(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, y, states):
+def _fake_backward(grad_out, grad_final, x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, y, states):
     E = x.shape[2]
     return (
         x.new_empty(x.shape),
@@ -110,7 +107,7 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_out, grad_final, _grad_y, _grad_states):
+def _differentiate(ctx, grad_out, grad_final, _grad_y, _grad_states):
     x, dt, a, b, c, d, z, dt_bias, initial, cu_seqlens, y, states = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(x, memory_format=torch.contiguous_format)
@@ -133,4 +130,5 @@ def _backward(ctx, grad_out, grad_final, _grad_y, _grad_states):
     )
 
 
-forward_op.register_autograd(_backward, setup_context=_setup_context)
+backward_op = register("selective_scan_cuda_backward", _backward, _fake_backward)
+forward_op = register("selective_scan_cuda", _forward, _fake_forward, _setup_context, _differentiate)

@@ -1,0 +1,44 @@
+"""Small scans through every kind of kernel, for compute-sanitizer (memcheck, racecheck); see run_all.sh.
+
+Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1: each tensor is then its own allocation and an access beyond it is seen.
+"""
+
+from __future__ import annotations
+
+import torch
+from seqkernels.selective_scan.cuda import complex_ops, launch, plan
+
+
+def main() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        packed = (1, 300, 64, 16, [0, 1, 20, 290, 300])
+        for B, L, E, N, bounds in ((2, 37, 128, 16, None), (1, 530, 64, 32, None), packed):
+
+            def normal(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+                return torch.randn(*shape, device="cuda").to(dtype)
+
+            f32 = torch.float32
+            cu = None if bounds is None else torch.tensor(bounds, device="cuda")
+            initial = normal(B if bounds is None else len(bounds) - 1, E, N, dtype=f32)
+            p = launch.Problem.of(
+                normal(B, L, E), normal(B, L, E), -normal(E, N, dtype=f32).abs(), normal(B, L, 1, N),
+                normal(B, L, 1, N), normal(E, dtype=f32), normal(B, L, E), normal(E, dtype=f32), True, initial, cu,
+            )  # fmt: skip
+            for chunks in (1, 2):
+                cut = plan.cut_into(p.size, chunks)
+                for forward, backward in (((1, 64, 8), (2, 4, 2)), ((4, 64, 8), (4, 2, 4))):
+                    result = launch.run_forward(p, True, plan.Forward(*forward, cut))
+                    backward = (2, 4, 2) if dtype == f32 else backward
+                    layout = plan.Backward(*backward, cut)
+                    launch.run_backward(p, torch.randn_like(result.out), initial, result.y, result.states, layout)
+    a = torch.complex(-torch.rand(20, 8), torch.rand(20, 8)).cuda()
+    b, c = (torch.randn(2, 33, 1, 8, device="cuda", dtype=torch.complex64) for _ in range(2))
+    x, dt, z = (torch.randn(2, 33, 20, device="cuda") for _ in range(3))
+    out, _, states = complex_ops.forward_op(x, dt, a, b, c, None, z, None, True, None, None, True)
+    complex_ops.backward_op(out, None, x, dt, a, b, c, None, z, None, True, None, states)
+    torch.cuda.synchronize()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
