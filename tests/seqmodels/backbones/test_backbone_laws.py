@@ -25,5 +25,5 @@ def test_builds_on_the_meta_device_at_full_size(compose, name):
 def test_laws(compose, name):
     torch.manual_seed(0)
     spec = compose("backbone", name)
-    backbone = build({**spec, "d_model": 32, "n_layers": min(spec["n_layers"], 3)}, vocab_size=11)
-    testing.check_laws(backbone, torch.randint(0, 11, (3, 29)))
+    backbone = build({**spec, "d_model": 32, "n_layers": min(spec["n_layers"], 2)}, vocab_size=11)
+    testing.check_laws(backbone, torch.randint(0, 11, (2, 19)))
