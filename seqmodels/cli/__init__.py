@@ -17,9 +17,9 @@ COMMANDS = {
     "evaluate": ("evaluate", "loss and metrics of a run on a held-out split"),
     "generate": ("generate", "write new sequences with a trained model, as FASTA or sound"),
     "score": ("score", "score variants: how likely the model finds each alternative allele"),
-    "bench": ("bench", "time the ops on this machine"),
     "doctor": ("doctor", "devices, versions, and which implementation each op takes and why"),
 }
+OWN_PACKAGES = ("seqmodels", "seqkernels", "domains")
 FULL_TRACEBACK = "SEQMODELS_TRACEBACK"
 
 
@@ -70,6 +70,8 @@ def _guarded(command: str, rest: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has gone (head)
         return 1
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        if isinstance(error, ImportError) and (error.name or "").split(".")[0] in OWN_PACKAGES:
+            raise  # a package that is not installed is the user's business, a broken import of ours is a bug
         message = str(error) or type(error).__name__
         print(f"seqmodels {command}: {message}\n({FULL_TRACEBACK}=1 shows where)", file=sys.stderr)
         return 1

@@ -40,7 +40,7 @@ def compose(command: str, words: Sequence[str], fill: Fill | None = None) -> dic
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    words = [_aliased(word) for word in words]
+    words = [aliased(word) for word in words]
     for word in words:
         if "=" not in word and not word.startswith("~"):
             raise OverrideError(f"{word!r} is not of the form key=value")
@@ -121,33 +121,41 @@ def split_words(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], li
     return mine, [word for word in words if word not in mine]
 
 
-def _aliased(word: str) -> str:
+def aliased(word: str) -> str:
+    """A word with a short group name written out: layer=mamba is layer@backbone.layer=mamba."""
     key, equals, value = word.partition("=")
     return f"{ALIASES[key]}{equals}{value}" if key in ALIASES else word
 
 
 def explain(command: str, words: Sequence[str], error: Exception) -> str:
     """Which word is wrong and what was perhaps meant; Hydra's own first line where that is unclear."""
-    options = groups()
-    keys = [key.path for key in _known_keys(command, words)]
-    for word in words:
-        key, _, value = word.lstrip("+~").partition("=")
-        group = key.partition("@")[0]
-        if group in options:
-            if value not in (*options[group], "null", ""):
-                return (
-                    f"{group}={value}: there is no such option{_nearest(value, options[group])}"
-                    f" Options: {', '.join(options[group])}"
-                )
-        elif not word.startswith("+") and key not in keys and not any(known.startswith(f"{key}.") for known in keys):
-            near = _nearest(key, [*keys, *options])
-            return f"there is no option {key!r}{near}  (seqmodels {command} --help lists all)"
+    unknown = unknown_word(command, words)
+    if unknown is not None:
+        return unknown
     first = str(error).strip().split("\n")[0]
     broken = next((word for word in words if not _parses(word)), None)
     if broken is not None:
         key, _, value = broken.partition("=")
         return f"cannot read {broken!r}: put quotes around the value, '{key}=\"{value}\"' ({first})"
     return first
+
+
+def unknown_word(command: str, words: Sequence[str]) -> str | None:
+    """The message about the first word whose key, group or option does not exist; None where all do."""
+    options = groups()
+    keys = [key.path for key in _known_keys(command, words)]
+    for word in words:
+        key, _, value = word.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        if group in options:
+            for option in value.split(","):
+                if option not in (*options[group], "null", ""):
+                    near = _nearest(option, options[group])
+                    return f"{group}={option}: there is no such option{near} Options: {', '.join(options[group])}"
+        elif not word.startswith(("+", "hydra")) and not any(f"{known}.".startswith(f"{key}.") for known in keys):
+            near = _nearest(key, [*keys, *options])
+            return f"there is no option {key!r}{near}  (seqmodels {command} --help lists all)"
+    return None
 
 
 def _parses(word: str) -> bool:

@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seqmodels.cli.compose import OverrideError, absolute_paths, compose, explain, plain, set_keys
+from seqmodels.cli.compose import (
+    OverrideError,
+    absolute_paths,
+    aliased,
+    compose,
+    explain,
+    plain,
+    set_keys,
+    unknown_word,
+)
 from seqmodels.cli.console import show_log
 
 # What may change when a run is resumed: nothing that changes what was trained so far, or the batches to come.
@@ -182,6 +191,10 @@ def _multirun(words: list[str]) -> int:
     import hydra
     from hydra.errors import HydraException
 
+    words = [aliased(word) for word in words]
+    unknown = unknown_word("train", words)
+    if unknown is not None:
+        raise OverrideError(unknown)  # before Hydra makes a folder for the sweep
     finished: list[tuple[str, Any]] = []
 
     def job(config: Any) -> Any:

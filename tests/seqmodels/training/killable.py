@@ -52,9 +52,7 @@ def main() -> None:
         recipe = tiny_recipe(**job["recipe"])
         corpus = TinyCorpus(ragged=True)
         trace = Trace(job["run_dir"] + ".trace", job["pause"])
-        result = train(
-            corpus, tiny_model(), recipe, run_dir=job["run_dir"], resume=job["resume"], callbacks=[trace]
-        )
+        result = train(corpus, tiny_model(), recipe, run_dir=job["run_dir"], resume=job["resume"], callbacks=[trace])
         print("ended at step", result.step, "stopped by", result.stopped_by)
 
     print("ready", flush=True)

@@ -1,0 +1,122 @@
+"""The commands from end to end, as a user types them: file in, file out, and what is printed on the way."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import yaml
+
+
+def rows(run_dir: Path) -> list[dict]:
+    with (run_dir / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in csv.DictReader(file)]
+
+
+def test_from_a_fasta_to_a_model_to_a_fasta(trained, trained_once, run, tmp_path):
+    """Train, resume, evaluate, generate, score: one model, the commands of the README."""
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["domain"]["dataset"]["fasta"] == str(trained_once / "my.fa"), "absolute: usable from any folder"
+    assert config["seed"] == 0
+    assert [row["step"] for row in rows(trained) if row["split"] == "valid"] == ["2", "4"]
+
+    code, out, err = run("train", f"resume={trained}", "trainer.max_steps=6")
+    assert (code, err) == (0, "")
+    assert "resuming    from step 4" in out
+    assert "tokens/s" in out
+    assert [row["step"] for row in rows(trained) if row["split"] == "valid"] == ["2", "4", "6"]
+
+    code, out, err = run("evaluate", f"run={trained}", "split=test", "data.batch_size=3")
+    assert (code, err) == (0, "")
+    report = json.loads((trained / "results" / "evaluate-test.json").read_text())
+    assert f"{report['metrics']['bits_per_base']:.5f}" in out
+    assert 1.5 < report["metrics"]["bits_per_base"] < 4
+    assert report["sequences"] == 8
+
+    code, out, err = run("generate", f"run={trained}", "num_samples=2", "length=70", "prompt=ACGT", "output=new.fa")
+    assert code == 0
+    assert "written     new.fa" in out
+    sequences = Path("new.fa").read_text().split(">")[1:]
+    assert [len("".join(text.split("\n")[1:])) for text in sequences] == [70, 70]
+
+    ref = base(tmp_path / "my.fa", 500)
+    alts = ",".join(sorted(set("ACGT") - {ref}))
+    header = "##fileformat=VCFv4.2\n##contig=<ID=chr1>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    Path("my.vcf").write_text(f"{header}chr1\t500\t.\t{ref}\t{alts}\t.\t.\t.\n")
+    words = ["vcf=my.vcf", "fasta=my.fa", "output=scored.vcf", "scorer.window_bases=64"]
+    code, out, err = run("score", f"run={trained}", *words)
+    assert (code, err) == (0, "")
+    assert "ok 3" in out
+    assert "SM_LLR=" in Path("scored.vcf").read_text()
+
+
+def base(fasta: Path, position: int) -> str:
+    """The base at a 1-based position of the first record."""
+    return "".join(fasta.read_text().split(">")[1].split("\n")[1:])[position - 1]
+
+
+def test_train_prints_where_what_and_how_to_go_on(trained, run, tiny):
+    code, out, err = run("train", *tiny, "domain.dataset.fasta=my.fa", "name=second", "seed=1")
+    assert (code, err) == (0, "")
+    for text in (
+        "run folder  runs/second",
+        "bases 6,000",
+        "parameters",
+        "device      CPU",
+        "step 4/4",
+        "seqmodels evaluate run=runs/second",
+        "seqmodels generate run=runs/second",
+        "seqmodels train resume=runs/second trainer.max_steps=8",
+    ):
+        assert text in out, text
+    assert rows(Path("runs/second")) != rows(trained)
+
+
+def test_the_same_command_gives_the_same_numbers(trained, run, tiny):
+    code, _, _ = run("train", *tiny, "domain.dataset.fasta=my.fa", "name=again", "data.num_workers=0")
+    assert code == 0
+    assert rows(Path("runs/again")) == rows(trained)
+
+
+def test_fine_tuning_takes_the_backbone_of_the_checkpoint(trained, run, tiny):
+    """The sizes come from the checkpoint; nobody has to repeat them."""
+    words = [word for word in tiny if not word.startswith(("backbone", "kernels", "domain.dataset.eval"))]
+    species = "domain.dataset.species={one: my.fa, two: my.fa}"
+    code, out, err = run(
+        "train", "experiment=species_vertebrates", *words, species, f"model_from={trained}", "name=tuned",
+        "domain.dataset.on_leak=ignore",
+    )  # fmt: skip
+    assert code == 0, out + err
+    assert "12 tensors of the backbone from" in out
+    assert yaml.safe_load(Path("runs/tuned/config.yaml").read_text())["backbone"]["d_model"] == 8
+    code, out, err = run("evaluate", "run=runs/tuned", "split=valid", "max_batches=1")
+    assert code == 0, out + err
+    assert "macro_recall" in out
+    assert "true / predicted" in out
+    code, out, err = run("generate", "run=runs/tuned")
+    assert code == 1
+    assert "trained to classify" in err
+
+
+def test_multirun_trains_every_combination(trained, run, tiny):
+    words = [word for word in tiny if not word.startswith("trainer.max_steps")]
+    code, out, err = run("train", "--multirun", *words, "domain.dataset.fasta=my.fa", "trainer.max_steps=1,2")
+    assert (code, err) == (0, "")
+    table = [line for line in out.splitlines() if " nats  runs/" in line]
+    assert len(table) == 2
+    assert len({line.split()[2] for line in table}) == 2
+
+
+def test_doctor(run):
+    code, out, err = run("doctor")
+    assert (code, err) == (0, "")
+    for text in ("CPU:", "torch ", "selective_scan", "taken", "torchaudio", "can be written"):
+        assert text in out, text
+
+
+def test_a_run_can_be_used_from_another_folder(trained, run, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = run("evaluate", f"run={tmp_path / trained}", "max_batches=1")
+    assert code == 0, out + err
