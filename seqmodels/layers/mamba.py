@@ -35,6 +35,7 @@ from seqkernels.mamba_inner import InnerState, InnerWeights, mamba_inner
 from torch import Tensor, nn
 
 from seqmodels.layers.base import SequenceLayer, require_positive
+from seqmodels.layers.state import may_update_in_place
 
 RECOMPUTE_LEVELS = ("nothing", "inputs", "all")
 
@@ -113,8 +114,10 @@ class Mamba(SequenceLayer):
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
         self.D = nn.Parameter(torch.empty(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        self._kept_a: tuple[tuple[int, int], Tensor] | None = None
         self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
         self.D._no_weight_decay = True  # type: ignore[attr-defined]
+        self.dt_proj.bias._keep_fp32 = True  # type: ignore[attr-defined] - the scan adds it in fp32
         self.reset_parameters()
 
     @torch.no_grad()
@@ -227,13 +230,22 @@ class Mamba(SequenceLayer):
             dt_bias_E=self.dt_proj.bias,
             a_EN=self._a_EN(),
             d_E=self.D,
+            inplace=may_update_in_place(),
             implementation=self._around_the_scan,
         )
         return y_BE.unsqueeze(1), MambaState(*new_state)
 
     def _a_EN(self) -> Float[Tensor, "E N"]:
-        """A = -exp(A_log), in fp32 also when the whole model was cast to bf16 by hand."""
-        return -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype)))
+        """A = -exp(A_log), in fp32 also when the whole model was cast to bf16 by hand.
+
+        Kept between steps of decoding, where three small kernels a layer would cost as much as the scan.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype)))
+        made_from = (self.A_log.data_ptr(), self.A_log._version)
+        if self._kept_a is None or self._kept_a[0] != made_from:
+            self._kept_a = (made_from, -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype))))
+        return self._kept_a[1]
 
     @property
     def _around_the_scan(self) -> str:

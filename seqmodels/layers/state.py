@@ -9,6 +9,7 @@ activations are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -60,6 +61,36 @@ def concat_states(states: Sequence[State]) -> State:
     if isinstance(first, Tensor):
         return torch.cat(list(states), dim=0)
     return _like(first, [concat_states(parts) for parts in zip(*states, strict=True)])
+
+
+def assign_state(old: State, new: State) -> None:
+    """Copies `new` into the memory of `old`; what a layer already updated in place is left alone."""
+    for target, source in zip(state_tensors(old), state_tensors(new), strict=True):
+        if target.data_ptr() != source.data_ptr():
+            target.copy_(source)
+
+
+_in_place = False
+
+
+@contextmanager
+def updating_in_place() -> Iterator[None]:
+    """Lets layers write the new state into the memory of the one they are given: for decoding loops that own it.
+
+    A layer may ignore this (`assign_state` then copies); one that heeds it asks `may_update_in_place`. Without it a
+    step of a large model spends as long on copying its state as on the step.
+    """
+    global _in_place
+    before, _in_place = _in_place, True
+    try:
+        yield
+    finally:
+        _in_place = before
+
+
+def may_update_in_place() -> bool:
+    """Whether the caller owns the state and wants it overwritten."""
+    return _in_place
 
 
 def state_bytes(state: State) -> int:
