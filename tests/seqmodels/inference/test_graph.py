@@ -24,7 +24,7 @@ def test_a_decoding_copy_keeps_in_fp32_what_the_scan_reads(tied: bool):
     model = small_model(tied)
     copied = decoding_copy(model, torch.bfloat16)
     in_bf16 = {name for name, parameter in copied.named_parameters() if parameter.dtype == torch.bfloat16}
-    matrices = ("embedding.weight", "lm_head.weight", "in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight")
+    matrices = tuple(f"{name}.weight" for name in ("embedding", "lm_head", "in_proj", "x_proj", "dt_proj", "out_proj"))
     assert in_bf16 == {name for name, _ in copied.named_parameters() if name.endswith(matrices)}
     assert (copied.head.weight is copied.backbone.embedding.weight) == tied
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters()), "the model itself stays as it is"
