@@ -65,7 +65,7 @@ def language_model(stage: Stage) -> Result:
         "DNA language model",
         bits,
         "bits/base",
-        [Reference("uniform", 2.0), Reference(f"best Markov (order {best.order})", best.bits)],
+        [Reference("uniform", 2.0), Reference(f"Markov order {best.order}", best.bits)],
         note=f"Last tenth of each of eight vertebrate contigs, {report['sequences']} windows of {WINDOW_BASES} bases",
         name="Mamba",
     )
@@ -84,12 +84,12 @@ def language_model(stage: Stage) -> Result:
         "training step",
         [Reference("uniform", 2.0), Reference(f"Markov order {best.order}, test", best.bits)],
     )
-    rows: list[tuple[str, float]] = [(f"Markov order {row.order}", row.bits) for row in table]
-    rows = [("uniform", 2.0), *rows, ("Mamba", bits)]
+    shown = [row for row in table if row.order % 2 == 0 or row is best]
+    rows = [("uniform", 2.0), *((f"Markov order {row.order}", row.bits) for row in shown), ("Mamba", bits)]
     blocks = [
         Columns([curves, Table(["model", "held-out bits/base"], rows, marked=[len(rows) - 1])]),
         Figure(trace(stage), TRACE_CAPTION),
-        Command("\n".join(stage.commands)),
+        Command(stage.typed()),
     ]
     return Result("DNA language model", paragraph, blocks, [score], tuple(stage.commands))
 
@@ -154,7 +154,7 @@ def species(stage: Stage) -> Result:
         Figure(ConfusionMatrix(counts, names), f"Mamba: {accuracy:.1%} right"),
         Figure(ConfusionMatrix(kmers.confusion, names), f"5-mer logistic regression: {kmers.accuracy:.1%} right"),
     ]
-    blocks = [Columns(matrices), Columns([curves, Command("\n".join(stage.commands))])]
+    blocks = [Columns(matrices), Columns([curves, Command(stage.typed())])]
     return Result("Species of DNA windows", paragraph, blocks, [score], tuple(stage.commands))
 
 
@@ -203,7 +203,7 @@ def variants(stage: Stage) -> Result:
     columns = ["place on the contig", "REF", "ALT", "origin", "kind", "score, nats"]
     blocks = [
         Table(columns, cells, caption="The five least and the five most likely alternatives"),
-        Command("\n".join(stage.commands), f"The same by command; it wrote {scored.name} and {table.name}"),
+        Command(stage.typed(), f"The same by command; it wrote {scored.name} and {table.name}"),
     ]
     return Result("Variant scores", paragraph, blocks, [score], tuple(stage.commands))
 

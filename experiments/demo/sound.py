@@ -68,7 +68,7 @@ def digits(stage: Stage) -> Result:
         Sound(np.asarray(real.waveform(0)), rate, f"Real, held out: {real[0].id.split(':')[0]}"),
     ]
     results = Table(["model", "held-out bits/sample"], rows, marked=[len(rows) - 1])
-    blocks = [Columns(sounds), Columns([curves, results]), Command("\n".join(stage.commands))]
+    blocks = [Columns(sounds), Columns([curves, results]), Command(stage.typed())]
     return Result("Spoken digits, sample by sample", paragraph, blocks, [score], tuple(stage.commands))
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -98,7 +99,8 @@ class Stage:
 
     def evaluate(self, name: str, *words: str) -> dict[str, Any]:
         """`seqmodels evaluate` on the test split; returns the report that it wrote."""
-        self.seqmodels("evaluate", f"run={self.shown(self.run(name))}", *words)
+        few = ("max_batches=2",) if self.quick else ()
+        self.seqmodels("evaluate", f"run={self.shown(self.run(name))}", *words, *few)
         return json.loads((self.run(name) / "results" / "evaluate-test.json").read_text())
 
     def metrics(self, name: str, split: str, column: str) -> tuple[list[float], list[float]]:
@@ -111,6 +113,11 @@ class Stage:
         """A path as a user in the project's folder would type it."""
         absolute = path.resolve()
         return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+    def typed(self) -> str:
+        """The commands of this step as a user would type them, long ones over several lines."""
+        wrap = textwrap.TextWrapper(96, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        return "\n".join(" \\\n".join(wrap.wrap(line)) for line in self.commands)
 
     @contextmanager
     def baseline(self, what: str) -> Iterator[None]:
