@@ -15,7 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -171,14 +171,14 @@ class AudioSegments:
         test_fraction: float | None = None,
         label: str | None = "auto",
         speaker: str | None = None,
-        crop: Literal["random", "grid"] = "random",
-        silence: Literal["keep", "drop"] = "keep",
+        crop: str = "random",
+        silence: str = "keep",
         silence_dbfs: float = -60.0,
         augment: WaveformAugment | None = None,
-        memory_mib: float = 256,
+        memory_mib: int = 256,
         cache_folder: str | os.PathLike[str] | None = None,
         raw_format: RawFormat | Mapping[str, Any] | None = None,
-        on_bad_file: Literal["raise", "skip"] = "raise",
+        on_bad_file: str = "raise",
         seed: int = 0,
     ) -> None:
         _one_of("crop", crop, ("random", "grid"))
@@ -279,14 +279,15 @@ class AudioSegments:
         if self._store.mode == "files" and self._silence == "keep":
             self._report |= {"silent_segments": "not counted: files are read as needed", "dropped_silent_segments": 0}
             return tables
-        loud = {split: np.array([self._is_loud(*row[:3]) for row in zip(*t)], bool) for split, t in tables.items()}
+        loud = {split: self._loud_M(table) for split, table in tables.items()}
         silent = int(sum((~kept).sum() for kept in loud.values()))
         drop = self._silence == "drop"
         self._report |= {"silent_segments": silent, "dropped_silent_segments": silent if drop else 0}
         return {split: table.take(loud[split]) for split, table in tables.items()} if drop else tables
 
-    def _is_loud(self, clip: int, start: int, stop: int) -> bool:
-        return level_dbfs(self._store.read(int(clip), int(start), int(stop))) >= self._silence_dbfs
+    def _loud_M(self, table: SegmentTable) -> np.ndarray:
+        rows = zip(*(column.tolist() for column in table[:3]))
+        return np.array([level_dbfs(self._store.read(*row)) >= self._silence_dbfs for row in rows], dtype=bool)
 
     def _count_files(self, skipped: int) -> None:
         rate_hz, infos = self.tokenizer.sample_rate_hz, self._store.infos

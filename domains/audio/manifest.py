@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from domains.audio.wav import AUDIO_SUFFIXES, AudioFileError, AudioInfo, RawFormat, read_info
 
@@ -104,7 +104,7 @@ def list_clips(
     label: str | None = "auto",
     speaker: str | None = None,
     raw: RawFormat | None = None,
-    on_bad_file: Literal["raise", "skip"] = "raise",
+    on_bad_file: str = "raise",
 ) -> Listing:
     """Lists a folder's sound files, or a manifest's, and reads every header.
 

@@ -58,9 +58,9 @@ class SampleStore:
         infos: Sequence[AudioInfo],
         *,
         sample_rate_hz: int,
-        memory_mib: float = 256,
+        memory_mib: int = 256,
         cache_folder: str | os.PathLike[str] | None = None,
-        on_bad_file: Literal["raise", "skip"] = "raise",
+        on_bad_file: str = "raise",
     ) -> None:
         self.infos, self.sample_rate_hz = list(infos), sample_rate_hz
         self.lengths = [info.samples_at(sample_rate_hz) for info in infos]

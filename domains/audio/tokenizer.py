@@ -27,14 +27,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt
 
 from domains.audio.wav import AUDIO_SUFFIXES, WRITE_FORMATS, read_samples, write_audio
 
-Convention = Literal["torchaudio", "sashimi"]
+CONVENTIONS = ("torchaudio", "sashimi")
 MIN_BITS, MAX_BITS = 8, 12
 _SASHIMI_EPSILON = 0.01
 
@@ -58,16 +58,16 @@ class SampleTokenizer(abc.ABC):
     unit: ClassVar[str] = "sample"
     file_suffix: ClassVar[str] = ".wav"
 
-    def __init__(self, *, sample_rate_hz: int, bits: int = 8, convention: Convention = "torchaudio") -> None:
+    def __init__(self, *, sample_rate_hz: int, bits: int = 8, convention: str = "torchaudio") -> None:
         if not MIN_BITS <= bits <= MAX_BITS:
             raise ValueError(f"bits={bits}: {MIN_BITS} to {MAX_BITS} are accepted")
-        if convention not in get_args(Convention):
-            raise ValueError(f"convention={convention!r} is not known; use one of {', '.join(get_args(Convention))}")
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention={convention!r} is not known; use one of {', '.join(CONVENTIONS)}")
         if sample_rate_hz < 1:
             raise ValueError(f"sample_rate_hz={sample_rate_hz} is not a rate; give samples a second, e.g. 16000")
         self.sample_rate_hz = int(sample_rate_hz)
         self.bits = int(bits)
-        self.convention: Convention = convention
+        self.convention = convention
         self.vocab_size = 1 << self.bits
         self.start_id = self.vocab_size // 2
         self._samples_V = self._decoded_levels()

@@ -103,7 +103,7 @@ def test_random_crops_depend_on_seed_epoch_and_index_alone(folder: Path):
 
 
 def test_held_out_splits_are_the_grid_in_every_epoch(folder: Path):
-    valid = _corpus(folder, augment=WaveformAugment(gain_db=6)).split("valid")
+    valid = _corpus(folder, augment=WaveformAugment(gain_db=6.0)).split("valid")
     assert all(_equal(valid[SampleKey(0, i)], valid[SampleKey(9, i)]) for i in range(len(valid)))
     assert valid[0].id.endswith(":0-300")
 
@@ -181,7 +181,7 @@ def test_arguments_out_of_range(folder: Path, options: dict, message: str):
 
 
 def test_empty_and_unknown_splits_say_what_there_is(folder: Path):
-    corpus = _corpus(folder, test_fraction=0)
+    corpus = _corpus(folder, test_fraction=0.0)
     with pytest.raises(ValueError, match=r"'test' is empty .*with segments: train, valid"):
         corpus.split("test")
     with pytest.raises(ValueError, match="no split 'dev'; there are: train, valid, test"):
@@ -208,8 +208,8 @@ def half_silent(put: Callable[..., str], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("memory_mib", [256, 0])
-def test_silent_segments_are_dropped_from_the_grid(half_silent: Path, memory_mib: float):
-    options = {"segment_samples": 500, "valid_fraction": 0, "test_fraction": 0, "crop": "grid"}
+def test_silent_segments_are_dropped_from_the_grid(half_silent: Path, memory_mib: int):
+    options = {"segment_samples": 500, "valid_fraction": 0.0, "test_fraction": 0.0, "crop": "grid"}
     options["memory_mib"] = memory_mib
     kept = _corpus(half_silent, **options)
     assert kept.report()["silent_segments"] == (3 if memory_mib else "not counted: files are read as needed")
@@ -222,7 +222,7 @@ def test_silent_segments_are_dropped_from_the_grid(half_silent: Path, memory_mib
 
 
 def test_silent_random_crops_are_drawn_again(half_silent: Path):
-    options = {"segment_samples": 500, "valid_fraction": 0, "test_fraction": 0}
+    options = {"segment_samples": 500, "valid_fraction": 0.0, "test_fraction": 0.0}
 
     def silent(corpus: AudioSegments) -> int:
         train = corpus.split("train")
@@ -260,11 +260,10 @@ def test_memory_cache_and_files_give_the_same_records(folder: Path, tmp_path_fac
     assert ways_taken == ["decoded", "read", "decoded", "decoded"]
 
 
-def test_the_bound_of_memory_decides(folder: Path):
-    infos = [read_info(path) for path in sorted(folder.glob("clip*"))]
-    exact = sum(info.samples_at(8000) for info in infos) * 4 / 2**20
-    assert SampleStore(infos, sample_rate_hz=8000, memory_mib=exact).mode == "memory"
-    assert SampleStore(infos, sample_rate_hz=8000, memory_mib=exact * 0.999).mode == "files"
+def test_the_bound_of_memory_decides(put, noise):
+    fits, too_large = (read_info(put(f"{n}.wav", noise(n))) for n in (2**18, 2**18 + 1))  # 4 bytes a sample
+    assert SampleStore([fits], sample_rate_hz=8000, memory_mib=1).mode == "memory"
+    assert SampleStore([too_large], sample_rate_hz=8000, memory_mib=1).mode == "files"
 
 
 def test_the_cache_is_made_once_and_again_when_a_file_changes(folder: Path, put, noise, tmp_path_factory, monkeypatch):
@@ -280,6 +279,16 @@ def test_the_cache_is_made_once_and_again_when_a_file_changes(folder: Path, put,
     assert len(list(cache.iterdir())) == 22
     expected = TOKENIZER.encode(read_samples(folder / "clip0.wav", 0, 300))
     assert np.array_equal(changed.split("train")[0].ids, expected)
+
+
+def test_the_cache_sees_a_change_that_the_hash_of_samples_of_a_file_does_not(put, noise, tmp_path, tmp_path_factory):
+    cache, samples = tmp_path_factory.mktemp("cache"), noise(60_000)
+    os.utime(put("a.wav", samples), ns=(0, 10**9))
+    _corpus(tmp_path, cache_folder=cache)
+    samples[10_000] = 0.9  # between the places that are hashed
+    os.utime(put("a.wav", samples), ns=(0, 2 * 10**9))
+    train = _corpus(tmp_path, cache_folder=cache, crop="grid").split("train")
+    assert np.array_equal(train[33].ids, TOKENIZER.encode(samples[9900:10_200]))
 
 
 def test_a_cache_that_was_killed_half_way_is_not_used(folder: Path, tmp_path_factory, monkeypatch):

@@ -24,7 +24,7 @@ def test_a_sine_stands_at_its_frequency_with_its_level(amplitude: float, level_d
 def test_a_click_stands_at_its_time_and_silence_at_the_floor():
     samples = np.zeros(8000, np.float32)
     samples[4000] = 1
-    shown = spectrogram(samples, 8000, floor_db=-90)
+    shown = spectrogram(samples, 8000, floor_db=-90.0)
     assert shown.times_s[shown.level_db.max(axis=0).argmax()] == pytest.approx(0.5, abs=0.008)
     assert shown.level_db[:, 0].max() == -90
 

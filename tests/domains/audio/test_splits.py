@@ -46,7 +46,7 @@ def test_whole_files_hold_out_every_label_equally_often():
 
 
 def test_fractions():
-    found = Counter(_splits(_listing(100), "file", valid_fraction=0, test_fraction=0.25))
+    found = Counter(_splits(_listing(100), "file", valid_fraction=0.0, test_fraction=0.25))
     assert found == {"train": 75, "test": 25}
     for fractions in ({"valid_fraction": 0.6, "test_fraction": 0.5}, {"valid_fraction": -0.1}):
         with pytest.raises(ValueError, match="together below 1"):
@@ -76,7 +76,7 @@ def test_time_cuts_every_file():
         assert borders[0][1] == borders[1][0]
         assert borders[1][1] == borders[2][0]
     assert "by time" in words
-    parts, _ = assign_splits(_listing(2), "time", test_fraction=0)
+    parts, _ = assign_splits(_listing(2), "time", test_fraction=0.0)
     assert {part.split for part in parts} == {"train", "valid"}
 
 
@@ -131,7 +131,7 @@ def test_a_missing_validation_set_is_taken_out_of_training():
     splits = _splits(_official(given), "official")
     assert Counter(splits) == {"train": 27, "valid": 3, "test": 5}
     assert splits[30:] == ["test"] * 5
-    assert _splits(_official(given), "official", valid_fraction=0) == given
+    assert _splits(_official(given), "official", valid_fraction=0.0) == given
 
 
 @pytest.mark.parametrize(
