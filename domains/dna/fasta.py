@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from domains.dna import fasta_scan
-from domains.dna.tokenizer import policy_counts, reverse_complement
+from domains.dna.tokenizer import COUNTED, reverse_complement
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,9 @@ class Fasta:
 
     def counts(self, name: str | None = None) -> dict[str, int]:
         """bases, n, lower_case, iupac, uracil of one record or, with None, of the file."""
-        letters = self._scan.letters
-        return policy_counts(letters.sum(axis=0) if name is None else letters[self._row[self.known(name)]])
+        counts = self._scan.counts
+        row = counts.sum(axis=0) if name is None else counts[self._row[self.known(name)]]
+        return dict(zip(COUNTED, row.tolist()))
 
     def known(self, name: str) -> str:
         """`name`, or ValueError naming records that are spelled alike."""

@@ -24,14 +24,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from domains.dna.tokenizer import IUPAC_CODES
+from domains.dna.tokenizer import COUNTED, IUPAC_CODES, POLICY_OF_BYTE
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 24
 BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some editors put it before UTF-8 text
-_SCAN_VERSION = 1
+_SCAN_VERSION = 2
+_BASES, _N, _IUPAC = (COUNTED.index(what) for what in ("bases", "n", "iupac"))
 _DNA = b"ACGTUN" + IUPAC_CODES
 _NEWLINE, _RETURN = 10, 13
 
@@ -62,14 +63,14 @@ class Scan:
     Attributes:
         names: record names (the first word of each header), in file order.
         lengths: bases of each record.
-        letters: (records, 256) how often each byte occurs in each record's sequence.
+        counts: of each record, the columns of `tokenizer.COUNTED`.
         runs: (K, 3) `record, start, end` of every maximal run of letters read as N, 0-based half-open.
         irregular: why a .fai cannot address the file ("line 7 is a ; comment"), or "" where it can.
     """
 
     names: tuple[str, ...]
     lengths: Int64[np.ndarray, " R"]
-    letters: Int64[np.ndarray, "R 256"]
+    counts: Int64[np.ndarray, "R 5"]
     runs: Int64[np.ndarray, "K 3"]
     irregular: str
 
@@ -125,14 +126,14 @@ def scan(path: Path) -> Scan:
         with open(stored, "rb") as file, np.load(file, allow_pickle=False) as saved:
             if np.array_equal(saved["key"], key):
                 names = tuple(bytes(saved["names"]).decode().split("\n"))
-                return Scan(names, saved["lengths"], saved["letters"], saved["runs"], str(saved["irregular"]))
+                return Scan(names, saved["lengths"], saved["counts"], saved["runs"], str(saved["irregular"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         pass  # absent, or cut off by a full disk: read the file again
     log.info("%s: reading it through once (checks, counts)", path)
     found = read_through(path)
     with written_whole(stored) as partial, open(partial, "wb") as file:
         names = np.frombuffer("\n".join(found.names).encode(), dtype=np.uint8)
-        np.savez(file, key=key, names=names, lengths=found.lengths, letters=found.letters, runs=found.runs,
+        np.savez(file, key=key, names=names, lengths=found.lengths, counts=found.counts, runs=found.runs,
                  irregular=np.array(found.irregular))  # fmt: skip
     return found
 
@@ -214,7 +215,7 @@ class _Record:
     line_bases: int = 0  # of its full lines; 0 before the first line
     line_bytes: int = 0
     ended: bool = False  # a line shorter than the others came: it must be the last one
-    letters: Int64[np.ndarray, " 256"] = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
+    counts: Int64[np.ndarray, " 5"] = field(default_factory=lambda: np.zeros(len(COUNTED), dtype=np.int64))
     runs: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -294,18 +295,18 @@ class _Reader:
         start, stop = int(lines.starts[begin]), int(lines.starts[end - 1] + lines.widths[end - 1])
         text = lines.text[start:stop]
         histogram = _histogram(text)
-        self.check_letters(lines, start, text, histogram)
-        if not self.records:
-            what = "sequence before the first header; a FASTA begins with >name"
+        if not self.records and not (histogram[:9].any() or histogram[127:].any()):
+            what = "text before the first header; a FASTA begins with >name"
             raise self.refuse(f"line {lines.first + begin}", what)
+        self.check_letters(lines, start, text, histogram)
         record = self.records[-1]
-        if histogram[list(b"N" + IUPAC_CODES + b"n" + IUPAC_CODES.lower())].any():
+        counts = histogram @ POLICY_OF_BYTE
+        if counts[_N] or counts[_IUPAC]:
             record.runs += _runs_of_n(text, record.length)
         if histogram[[*b" \t"]].any():
             self.irregular = self.irregular or f"white space inside lines from line {lines.first + begin} on"
-        histogram[[*b" \t\r\n"]] = 0
-        record.letters += histogram
-        record.length += int(histogram.sum())
+        record.counts += counts
+        record.length += int(counts[_BASES])
         if not self.irregular:
             self.check_layout(lines, begin, end, record)
 
@@ -398,17 +399,17 @@ def read_through(path: Path) -> Scan:
         raise ValueError(f"{path}: no record in it; a FASTA begins with >name")
     if is_bgzip(path) and (empty := [record for record in records if not record.length]):
         reader.irregular = reader.irregular or f"the record of line {empty[0].line} is empty"  # samtools refuses it
-    letters = np.array([record.letters for record in records])
-    if not letters.sum():
+    counts = np.array([record.counts for record in records])
+    total = counts.sum(axis=0)
+    if not total[_BASES]:
         raise ValueError(f"{path}: headers but no sequence")
-    ambiguous = letters[:, list(IUPAC_CODES + IUPAC_CODES.lower())].sum()
-    if 2 * ambiguous > letters.sum():
-        raise ValueError(f"{path}: {ambiguous} of {letters.sum()} letters are not ACGTUN; this looks like protein")
+    if 2 * total[_IUPAC] > total[_BASES]:
+        raise ValueError(f"{path}: {total[_IUPAC]} of {total[_BASES]} letters are not ACGTUN; this looks like protein")
     runs = [(row, start, end) for row, record in enumerate(records) for start, end in _merged(record.runs)]
     return Scan(
         names=tuple(record.name for record in records),
         lengths=np.array([record.length for record in records], dtype=np.int64),
-        letters=letters,
+        counts=counts,
         runs=np.array(runs, dtype=np.int64).reshape(-1, 3),
         irregular=reader.irregular,
     )

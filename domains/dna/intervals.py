@@ -274,6 +274,13 @@ class WindowTable:
         """The windows `rows` (indices or a mask)."""
         return WindowTable(self.contigs, self.contig_index[rows], self.starts[rows], self.ends[rows])
 
+    def by_contig(self) -> Iterator[tuple[str, Int64[np.ndarray, " rows"]]]:
+        """Each record that has windows, with their row numbers; linear also where there are many records."""
+        order = np.argsort(self.contig_index, kind="stable")
+        present, first = np.unique(self.contig_index[order], return_index=True)
+        for row, rows in zip(present.tolist(), np.split(order, first[1:])):
+            yield self.contigs[row], rows
+
     def spread(self, count: int) -> WindowTable:
         """At most `count` of the windows, evenly spaced through the table."""
         if count >= len(self):
@@ -328,8 +335,7 @@ def _tile_one(start: int, end: int, window: int, stride: int, edge: str) -> tupl
 def n_fractions(windows: WindowTable, count_n: Callable[[str, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Share of letters read as N in each window; `count_n` is `Genome.count_n`."""
     counts = np.zeros(len(windows), dtype=np.int64)
-    for row, contig in enumerate(windows.contigs):
-        here = windows.contig_index == row
+    for contig, here in windows.by_contig():
         counts[here] = count_n(contig, windows.starts[here], windows.ends[here])
     return counts / np.maximum(windows.ends - windows.starts, 1)
 
@@ -340,12 +346,9 @@ def n_fractions(windows: WindowTable, count_n: Callable[[str, np.ndarray, np.nda
 def merge(windows: WindowTable) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Sorted, disjoint (starts, ends) of everything the windows cover, by record."""
     merged = {}
-    for row, contig in enumerate(windows.contigs):
-        here = windows.contig_index == row
+    for contig, here in windows.by_contig():
         order = np.argsort(windows.starts[here], kind="stable")
         starts, ends = windows.starts[here][order], windows.ends[here][order]
-        if not len(starts):
-            continue
         reach = np.maximum.accumulate(ends)
         new = np.concatenate([[True], starts[1:] > reach[:-1]])
         last = np.concatenate([np.flatnonzero(new)[1:] - 1, [len(starts) - 1]])
@@ -357,11 +360,10 @@ def touching(windows: WindowTable, training: WindowTable) -> np.ndarray:
     """True for each window that shares at least one base with the training windows."""
     touched = np.zeros(len(windows), dtype=bool)
     covered = merge(training)
-    for row, contig in enumerate(windows.contigs):
+    for contig, here in windows.by_contig():
         if contig not in covered:
             continue
         starts, ends = covered[contig]
-        here = np.flatnonzero(windows.contig_index == row)
         before_end = np.searchsorted(starts, windows.ends[here], side="left")  # training stretches that start before
         over_start = np.searchsorted(ends, windows.starts[here], side="right")  # those that end at or before its start
         touched[here] = before_end > over_start

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,21 @@ def soft_mask(raw: str | bytes | np.ndarray) -> Bool[np.ndarray, " S"]:
     return (as_bytes(raw) & 0x20) != 0
 
 
+COUNTED = ("bases", "n", "lower_case", "iupac", "uracil")
+
+
+def _policy_of_bytes() -> Int64[np.ndarray, "256 5"]:
+    letters = (b"ACGTUN" + IUPAC_CODES, b"N", b"", IUPAC_CODES, b"U")
+    table = np.zeros((256, len(COUNTED)), dtype=np.int64)
+    for column, upper in enumerate(letters):
+        table[list(upper + upper.lower()), column] = 1
+    table[list(letters[0].lower()), COUNTED.index("lower_case")] = 1
+    return table
+
+
+POLICY_OF_BYTE = _policy_of_bytes()  # which of COUNTED a byte adds to: histogram @ POLICY_OF_BYTE
+
+
 class DnaTokenizer:
     """One token a base; see the module's text for ids and policy.
 
@@ -148,7 +163,7 @@ class DnaTokenizer:
 
     def count(self, raw: str | bytes | np.ndarray) -> dict[str, int]:
         """How often each part of the policy applies: bases, n, lower_case, iupac, uracil."""
-        return policy_counts(np.bincount(as_bytes(raw), minlength=256))
+        return dict(zip(COUNTED, (np.bincount(as_bytes(raw), minlength=256) @ POLICY_OF_BYTE).tolist()))
 
     def read_prompt(self, prompt: str) -> UInt8[np.ndarray, " L"]:
         """Ids of a prompt: letters as they are ("ACGT"), or the first record of a FASTA file."""
@@ -188,14 +203,3 @@ class DnaTokenizer:
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this tokenizer again, as plain data."""
         return {"_target_": "domains.dna.tokenizer.DnaTokenizer", "iupac": self.iupac}
-
-
-def policy_counts(byte_counts: np.ndarray) -> dict[str, int]:
-    """Sums a 256-entry histogram of bytes into the counts of the stated policy."""
-
-    def total(letters: bytes) -> int:
-        return int(byte_counts[list(letters + letters.lower())].sum())
-
-    lower = int(byte_counts[list(b"acgtun" + IUPAC_CODES.lower())].sum())
-    bases = total(b"ACGTUN" + IUPAC_CODES)
-    return {"bases": bases, "n": total(b"N"), "lower_case": lower, "iupac": total(IUPAC_CODES), "uracil": total(b"U")}
