@@ -26,8 +26,8 @@ def main() -> None:
             )  # fmt: skip
             for chunks in (1, 2):
                 cut = plan.cut_into(p.size, chunks)
-                for forward, backward in (((1, 64, 8), (2, 4, 2)), ((4, 64, 8), (4, 2, 4))):
-                    result = launch.run_forward(p, True, plan.Forward(*forward, cut))
+                for every, forward, backward in ((4, (1, 64, 8), (2, 4, 2)), (8, (4, 64, 8), (4, 2, 4))):
+                    result = launch.run_forward(p, every, plan.Forward(*forward, cut))
                     backward = (2, 4, 2) if dtype == f32 else backward
                     layout = plan.Backward(*backward, cut)
                     launch.run_backward(p, torch.randn_like(result.out), initial, result.y, result.states, layout)

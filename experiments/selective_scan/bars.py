@@ -19,7 +19,10 @@ from seqkernels.selective_scan.spec import SPEC
 from sweep import BARS
 from triton.testing import do_bench
 
-COLUMNS = ["op", "implementation", "mode", "B", "E", "L", "N", "dtype", "ms_p20", "ms_p50", "ms_p80", "gelems_per_s", "bound_share", "peak_mib", "gpu", "driver", "torch", "triton", "commit", "date"]
+COLUMNS = (
+    *("op", "implementation", "mode", "B", "E", "L", "N", "dtype", "ms_p20", "ms_p50", "ms_p80", "gelems_per_s"),
+    *("bound_share", "peak_mib", "gpu", "driver", "torch", "triton", "commit", "date"),
+)
 
 
 def driver_version() -> str:
@@ -73,8 +76,8 @@ def main() -> None:
                 writer.writerow(row)
                 file.flush()
                 ms = float(str(row["ms_p50"]))
-                line = f"{(B, E, L)!s:22s} {mode:8s} {ms:8.3f} ms  x{peer_ms / ms:.2f} of mamba_ssm  {row['peak_mib']} MiB"
-                print(line, flush=True)
+                ratio = f"x{peer_ms / ms:.2f} of mamba_ssm"
+                print(f"{(B, E, L)!s:22s} {mode:8s} {ms:8.3f} ms  {ratio}  {row['peak_mib']} MiB", flush=True)
                 torch.cuda.empty_cache()
 
 

@@ -1,4 +1,4 @@
-"""What one call costs on the host: a scan so small that the GPU never is the bottleneck, and a profile of Python's part."""
+"""What one call costs on the host: a scan too small to keep the GPU busy, and a profile of the Python part."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from seqkernels.selective_scan.cuda import launch
 from sweep import problem
 
 p, grad = problem(32, 2048, 2048)
-launch.run_forward(p, False)
-result = launch.run_forward(p, True)
+launch.run_forward(p, 0)
+result = launch.run_forward(p, 4)
 launch.run_backward(p, grad, None, result.y, result.states)
 p, grad = problem(8, 2048, 2048)
-result = launch.run_forward(p, True)
+result = launch.run_forward(p, 4)
 launch.run_backward(p, grad, None, result.y, result.states)
 torch.cuda.synchronize()

@@ -42,7 +42,7 @@ def problem(B: int, E: int, L: int, N: int = 16, dtype: torch.dtype = torch.bflo
 
 
 def median_ms(function) -> float:
-    return do_bench(function, warmup=10, rep=40, return_mode="median")
+    return do_bench(function, warmup=10, rep=40, return_mode="median")  # type: ignore[return-value]
 
 
 def forward_layouts(size: plan.Size) -> list[plan.Forward]:
@@ -84,22 +84,28 @@ def sweep(shape: tuple[int, int, int]) -> None:
     def show(what: str, ms: float, extra: str = "") -> None:
         print(f"  {what:64s} {ms:8.3f} ms {elements / ms / 1e6:6.1f} G/s {extra}", flush=True)
 
-    best = {False: float("inf"), True: float("inf")}
+    best = dict.fromkeys((0, 4, 8), float("inf"))
     for layout in forward_layouts(size):
         for save in best:
             ms = median_ms(lambda save=save, layout=layout: launch.run_forward(p, save, layout))
             best[save] = min(best[save], ms)
             name = f"lanes {layout.lanes} threads {layout.threads}/{layout.min_blocks} chunks {layout.cut.chunks}"
-            show(f"forward {name}{' saving' * save}", ms, "" if save else f"x{peer_forward / ms:.2f}")
+            show(f"forward {name} save {save}", ms, "" if save else f"x{peer_forward / ms:.2f}")
         if layout.cut.chunks > 1:
             ms = median_ms(lambda layout=layout: launch._carried_states(p, layout.cut))
             show(f"  of which ends + carry, chunks {layout.cut.chunks}", ms)
-    result = launch.run_forward(p, True)
-    for layout in backward_layouts(size):
-        ms = median_ms(lambda layout=layout: launch.run_backward(p, grad, None, result.y, result.states, layout))
-        name = f"{layout.lane_channels}x{layout.warps}/{layout.min_blocks} chunks {layout.cut.chunks}"
-        both = best[True] + ms
-        show(f"backward {name}", ms, f"with forward {both:.3f} ms x{peer_both / both:.2f}")
+    for save in (4, 8):
+        result = launch.run_forward(p, save)
+
+        def backward(layout: plan.Backward, result: launch.ForwardResult = result) -> launch.Gradients:
+            return launch.run_backward(p, grad, None, result.y, result.states, layout)
+
+        for layout in backward_layouts(size):
+            ms = median_ms(lambda layout=layout, backward=backward: backward(layout))
+            name = f"{layout.lane_channels}x{layout.warps}/{layout.min_blocks} chunks {layout.cut.chunks}"
+            both = best[save] + ms
+            show(f"backward {name} save {save}", ms, f"with forward {both:.3f} ms x{peer_both / both:.2f}")
+        del result, backward
 
 
 def main() -> None:

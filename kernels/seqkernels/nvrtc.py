@@ -27,6 +27,7 @@ import torch
 _POINTER_OR_INT = {"i64": ctypes.c_longlong, "int": ctypes.c_int, "float": ctypes.c_float}
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEFAULT_SHARED_LIMIT = 48 * 1024  # above it a kernel has to ask
+_SHARED_SYMBOL = "shared_units"  # a symbol whose size, in units of 16 bytes, is what a block needs
 _NVRTC_NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 
 
@@ -239,7 +240,7 @@ class Kernel:
                 driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, entry.encode()),
                 f"finding {self._name}",
             )
-            self.shared_bytes = self._read_shared_bytes()
+            self.shared_bytes = self._read_shared_bytes() if _SHARED_SYMBOL in source.read_text() else 0
             if self.shared_bytes > _DEFAULT_SHARED_LIMIT:
                 _check(
                     driver.cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED, self.shared_bytes),
@@ -248,10 +249,13 @@ class Kernel:
 
     def _read_shared_bytes(self) -> int:
         address, size = ctypes.c_void_p(), ctypes.c_size_t()
-        status = _driver().cuModuleGetGlobal_v2(
-            ctypes.byref(address), ctypes.byref(size), self._module, b"shared_units"
+        _check(
+            _driver().cuModuleGetGlobal_v2(
+                ctypes.byref(address), ctypes.byref(size), self._module, _SHARED_SYMBOL.encode()
+            ),
+            f"reading how much shared memory {self._name} needs",
         )
-        return 16 * size.value if status == 0 else 0
+        return 16 * size.value
 
     def attribute(self, number: int) -> int:
         """``cuFuncGetAttribute``: 4 is registers per thread, 3 local bytes (spills)."""

@@ -16,11 +16,11 @@ ARCHITECTURES = (80, 90, 100)
 SMS = 132
 
 VARIANTS = {
-    "forward-bf16": ("forward.cu", {"LANES": 1, "THREADS": 128, "MIN_BLOCKS": 4, "SAVE": 1, "SAVE_Y": 1}),
-    "forward-lanes2": ("forward.cu", {"LANES": 2, "THREADS": 64, "MIN_BLOCKS": 8, "SAVE": 1, "SAVE_Y": 1}),
-    "forward-lanes4": ("forward.cu", {"LANES": 4, "THREADS": 128, "MIN_BLOCKS": 4, "SAVE": 0, "SAVE_Y": 0}),
-    "backward-wide": ("backward.cu", {"LANE_CHANNELS": 4, "WARPS": 4, "MIN_BLOCKS": 2}),
-    "backward-narrow": ("backward.cu", {"LANE_CHANNELS": 2, "WARPS": 4, "MIN_BLOCKS": 2}),
+    "forward-bf16": ("forward.cu", {"LANES": 1, "THREADS": 128, "MIN_BLOCKS": 4, "SAVE_EVERY": 4, "SAVE_Y": 1}),
+    "forward-lanes2": ("forward.cu", {"LANES": 2, "THREADS": 64, "MIN_BLOCKS": 8, "SAVE_EVERY": 8, "SAVE_Y": 1}),
+    "forward-lanes4": ("forward.cu", {"LANES": 4, "THREADS": 128, "MIN_BLOCKS": 4, "SAVE_Y": 0}),
+    "backward-wide": ("backward.cu", {"LANE_CHANNELS": 4, "WARPS": 4, "MIN_BLOCKS": 2, "SAVE_EVERY": 4}),
+    "backward-narrow": ("backward.cu", {"LANE_CHANNELS": 2, "WARPS": 4, "MIN_BLOCKS": 2, "SAVE_EVERY": 8}),
     "ends": ("ends.cu", {"REVERSE": 0, "THREADS": 128, "MIN_BLOCKS": 4}),
     "ends-reverse": ("ends.cu", {"REVERSE": 1, "THREADS": 64, "MIN_BLOCKS": 8}),
     "carry": ("carry.cu", {}),
@@ -163,5 +163,6 @@ def test_benchmark_shapes_take_the_fast_layouts():
 
 def test_states_are_saved_until_they_weigh_too_much():
     card = 141 * 2**30
-    assert plan.saves_states(2048 * 32, 2048, 16, card)
-    assert not plan.saves_states(2**22, 2048, 16, card)
+    assert plan.save_every(2048 * 32, 2048, 16, card) == 4
+    assert plan.save_every(2**20, 512, 16, card) == 8
+    assert plan.save_every(2**20, 512, 64, card) == 0

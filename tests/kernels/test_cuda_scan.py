@@ -139,15 +139,16 @@ def test_packed_sequences_of_very_different_lengths_equal_separate_ones():
         assert relative(grad, sums[name]) < 2e-5, name
 
 
-def test_nothing_saved_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch):
-    """Above the memory limit the backward pass runs the forward pass again."""
+@pytest.mark.parametrize("every", [0, 8])
+def test_fewer_saved_states_give_the_same_gradients(every: int, monkeypatch: pytest.MonkeyPatch):
+    """Towards the memory limit the backward pass repeats half of the forward pass, above it the whole."""
     from seqkernels.selective_scan.cuda import plan
 
     tensors = draw(2, 600, 128)
     outputs = run(tensors)
     above = tuple(torch.randn_like(out) for out in outputs)
     saved = gradients(outputs, tensors, above)
-    monkeypatch.setattr(plan, "saves_states", lambda *sizes: False)
+    monkeypatch.setattr(plan, "save_every", lambda *sizes: every)
     outputs = run(tensors)
     recomputed = gradients(outputs, tensors, above)
     assert all(torch.equal(saved[name], recomputed[name]) for name in saved)
@@ -184,7 +185,7 @@ def test_forward_and_backward_replay_in_a_cuda_graph(shape: tuple[int, int, int]
 def test_opcheck_of_the_backward_op():
     tensors = {name: tensor.detach() for name, tensor in draw(1, 40, 64).items()}
     p = launch.Problem.of(*list(tensors.values())[:8], True, tensors["initial_state_BEN"], None)  # type: ignore[arg-type]
-    result = launch.run_forward(p, True)
+    result = launch.run_forward(p, 4)
     final = torch.randn_like(result.final)
     arguments = (
         torch.randn_like(result.out), final, *list(tensors.values())[:8], True, tensors["initial_state_BEN"], None,

@@ -105,9 +105,10 @@ def scan(
         apart = tensor.unflatten(dim, (G, per_group))
         return F.pad(apart, (0, 0) * (-dim - 1) + (0, more_channels)).flatten(dim - 1, dim)
 
-    save = wants_grad and plan.saves_states(
-        B * L, E + G * more_channels, N + more_states, _memory_bytes(x_BLE.device.index)
-    )
+    save_every = 0
+    if wants_grad:
+        memory = _memory_bytes(x_BLE.device.index)
+        save_every = plan.save_every(B * L, E + G * more_channels, N + more_states, memory)
     y_BLE, final_BEN, _, _ = forward_op(
         pad_channels(x_BLE, -1),
         pad_channels(dt_BLE, -1),
@@ -120,7 +121,7 @@ def scan(
         dt_softplus,
         pad_states(pad_channels(initial_state_BEN, -2)),
         cu_seqlens,
-        save,
+        save_every,
     )
     if more_channels:
         y_BLE = y_BLE.unflatten(-1, (G, -1))[..., :per_group].flatten(-2)

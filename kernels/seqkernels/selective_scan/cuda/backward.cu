@@ -11,9 +11,8 @@
 // Who holds what. A lane holds 4 states of LANE_CHANNELS channels: lane & 3 is the quad of states, lane >> 2 the group of
 // channels; a warp covers 8 * LANE_CHANNELS channels and all 16 states. Per tile of 16 positions: an elementwise role (as
 // in forward.cu) converts, then the warps go through four sub-tiles of 4 positions, last to first. In a sub-tile they run
-// the state forward, keeping a and h[t-1] in registers and collecting dC; then the adjoint in reverse. States were saved
-// before every second sub-tile: an odd one starts by running the even one before it, and leaves that one's decays a in
-// shared memory, because exponentials are what two warps of a scheduler would otherwise wait for.
+// the state forward, keeping a and h[t-1] in registers and collecting dC; then the adjoint in reverse. The state before a
+// sub-tile was saved by the forward pass (SAVE_EVERY 4), or before every other one only (8), and is then run there first.
 //
 // Sums over channels go first over the lane's own, then over lanes by shuffles, as a software pipeline (ChannelSums). To
 // spend no selects on it, the 4 states of a quad lie in permuted slots: slot i of a lane holds state i ^ mix, with mix the
@@ -21,6 +20,7 @@
 // shared memory, per-block sums go to `partial` and reduce.cu adds them in a fixed order: no atomics, bit for bit repeatable.
 //
 // Compiled per variant by -D:
+//   SAVE_EVERY 4 or 8
 //   LANE_CHANNELS 4 or 2, WARPS, MIN_BLOCKS   4 reads B and C least often; 2 gives more warps when channels are few
 //   PARTIAL_IN, PARTIAL_OUT   for N > 16: sums over n are continued from / left in fp32 buffers
 #include "common.cuh"
@@ -79,12 +79,11 @@ struct BackwardArgs {
   int channels_per_group;
 };
 
-constexpr int KEPT_DECAYS = 3;                // positions of an even sub-tile whose decays are kept: all that fits
-static_assert(SAVE_EVERY == 2 * SUB, "states are saved before every second sub-tile");
+constexpr int SAVED_RUN = WARP_CHANNELS + 1;  // pieces; one too many, to spread the quads over the banks
+static_assert(SAVE_EVERY == SUB || SAVE_EVERY == 2 * SUB, "before every sub-tile or every other one");
 struct Shared {
   alignas(16) char stage[ARRAYS][ITEMS][THREADS][16];
-  float4 saved[SAVES][LANE_CHANNELS][THREADS];         // each lane's own
-  float4 decays[KEPT_DECAYS][LANE_CHANNELS][THREADS];  // likewise
+  float4 saved[SAVES][WARPS][STATES / 4][SAVED_RUN];  // each warp copies its own
   alignas(16) char bc_stage[2 * QUADS][QUAD];
   alignas(16) float delta[TILE][CHANNELS];
   alignas(16) float w[TILE][CHANNELS];
@@ -115,11 +114,15 @@ struct Lane {
 
 // ---- loads
 
-// A lane's own states. Its pieces of 16 bytes are half sectors of memory; the L1 cache joins the halves.
-DEVICE void fetch_states(Shared& s, const BackwardArgs& p, const Lane& lane, i64 tile, int channel0, int save) {
-  const float* from = p.states + saved_piece(tile, save, lane.quad, p.E, channel0 + lane.channel);
+// The states of a warp's channels. Nobody but the warp reads them, so its own waits do instead of a barrier.
+DEVICE void fetch_states(Shared& s, const BackwardArgs& p, i64 tile, int channel0, int save) {
+  const int warp = threadIdx.x / WARP;
   UNROLL
-  for (int j = 0; j < LANE_CHANNELS; j++) copy_async_cached(&s.saved[save][j][threadIdx.x], from + j * 4);
+  for (int item = 0; item < STATES / 4 * WARP_CHANNELS / WARP; item++) {
+    const int i = threadIdx.x % WARP + item * WARP, quad = i / WARP_CHANNELS, channel = i % WARP_CHANNELS;
+    copy_async<16>(&s.saved[save][warp][quad][channel],
+                   p.states + saved_piece(tile, save, quad, p.E, channel0 + warp * WARP_CHANNELS + channel), true);
+  }
 }
 
 // ITEMS pieces of a tile of x, dt, ...: the tile's corner in 64 bits, from there on in 32.
@@ -277,14 +280,14 @@ struct Row {  // what one position needs of shared memory
   }
 };
 
-// The state before a sub-tile: the saved one, for an odd sub-tile run through the even one before it.
-template <bool ODD> DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, float h[LANE_CHANNELS][4]) {
+// The state before a sub-tile: the saved one, or the one before the previous sub-tile run through that.
+DEVICE void load_state(Shared& s, const Lane& lane, const Carried& k, int sub, float h[LANE_CHANNELS][4]) {
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) {
-    const float4 v = s.saved[sub / 2][j][threadIdx.x];
+    const float4 v = s.saved[sub * SUB / SAVE_EVERY][threadIdx.x / WARP][lane.quad][lane.channel % WARP_CHANNELS + j];
     h[j][0] = v.x; h[j][1] = v.y; h[j][2] = v.z; h[j][3] = v.w;
   }
-  if (!ODD) return;
+  if (sub * SUB % SAVE_EVERY == 0) return;
   UNROLL
   for (int t = 0; t < SUB; t++) {
     Floats<LANE_CHANNELS> delta, w;
@@ -295,31 +298,8 @@ template <bool ODD> DEVICE void load_state(Shared& s, const Lane& lane, const Ca
     b.load(&s.b[position][lane.mix][4 * lane.quad]);
     UNROLL
     for (int j = 0; j < LANE_CHANNELS; j++) {
-      float a[4];
       UNROLL
-      for (int i = 0; i < 4; i++) {
-        a[i] = exp2_fast(delta[j] * k.a2[j][i]);
-        h[j][i] = fmaf(a[i], h[j][i], w[j] * b[i]);
-      }
-      if (t < KEPT_DECAYS) s.decays[t][j][threadIdx.x] = make_float4(a[0], a[1], a[2], a[3]);
-    }
-  }
-}
-
-// a = exp(delta A) of one position: kept by the odd sub-tile for the even one, as far as there was room.
-template <int STEP, bool ODD> DEVICE void load_decays(const Shared& s, const Carried& k, const Floats<LANE_CHANNELS>& delta,
-                                                       float (&a)[LANE_CHANNELS][4]) {
-  if constexpr (STEP < KEPT_DECAYS && !ODD) {
-    UNROLL
-    for (int j = 0; j < LANE_CHANNELS; j++) {
-      const float4 v = s.decays[STEP][j][threadIdx.x];
-      a[j][0] = v.x; a[j][1] = v.y; a[j][2] = v.z; a[j][3] = v.w;
-    }
-  } else {
-    UNROLL
-    for (int j = 0; j < LANE_CHANNELS; j++) {
-      UNROLL
-      for (int i = 0; i < 4; i++) a[j][i] = exp2_fast(delta[j] * k.a2[j][i]);
+      for (int i = 0; i < 4; i++) h[j][i] = fmaf(exp2_fast(delta[j] * k.a2[j][i]), h[j][i], w[j] * b[i]);
     }
   }
 }
@@ -381,17 +361,18 @@ struct SubTile {  // kept from the forward to the reverse half
   float a[SUB][LANE_CHANNELS][4], before[SUB][LANE_CHANNELS][4];
 };
 
-template <int STEP, bool ODD> DEVICE void forward_step(Shared& s, const Lane& lane, const Carried& k, SubTile& kept, float h[LANE_CHANNELS][4],
+template <int STEP> DEVICE void forward_step(Shared& s, const Lane& lane, const Carried& k, SubTile& kept, float h[LANE_CHANNELS][4],
                                              ChannelSums& sums, Row& row, int position0) {
   Row next;
   if constexpr (STEP + 1 < SUB) next.load(s, lane, position0 + STEP + 1, false);
-  load_decays<STEP, ODD>(s, k, row.delta, kept.a[STEP]);
   UNROLL
   for (int j = 0; j < LANE_CHANNELS; j++) {
     UNROLL
     for (int i = 0; i < 4; i++) {
+      const float a = exp2_fast(row.delta[j] * k.a2[j][i]);
+      kept.a[STEP][j][i] = a;
       kept.before[STEP][j][i] = h[j][i];
-      h[j][i] = fmaf(kept.a[STEP][j][i], h[j][i], row.w[j] * row.b[i]);
+      h[j][i] = fmaf(a, h[j][i], row.w[j] * row.b[i]);
       sums.v[STEP][i] = j ? fmaf(row.dy[j], h[j][i], sums.v[STEP][i]) : row.dy[j] * h[j][i];
     }
   }
@@ -425,19 +406,19 @@ template <int STEP> DEVICE void reverse_step(Shared& s, const Lane& lane, Carrie
   if constexpr (STEP > 0) row = next;
 }
 
-template <bool ODD> DEVICE void walk_sub_tile(Shared& s, const BackwardArgs& p, const Lane& lane, Carried& k, i64 row0, int rows, int channel0, int sub) {
+DEVICE void walk_sub_tile(Shared& s, const BackwardArgs& p, const Lane& lane, Carried& k, i64 row0, int rows, int channel0, int sub) {
   static_assert(SUB == 4, "the steps below are written out");
   const int position0 = sub * SUB;
   float h[LANE_CHANNELS][4], dw[SUB][LANE_CHANNELS], ta[SUB][LANE_CHANNELS];
   SubTile kept;
   ChannelSums sums(s, lane, position0);
-  load_state<ODD>(s, lane, k, sub, h);
+  load_state(s, lane, k, sub, h);
   Row row;
   row.load(s, lane, position0, false);
-  forward_step<0, ODD>(s, lane, k, kept, h, sums, row, position0);
-  forward_step<1, ODD>(s, lane, k, kept, h, sums, row, position0);
-  forward_step<2, ODD>(s, lane, k, kept, h, sums, row, position0);
-  forward_step<3, ODD>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<0>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<1>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<2>(s, lane, k, kept, h, sums, row, position0);
+  forward_step<3>(s, lane, k, kept, h, sums, row, position0);
   row.c.load(&s.c[position0 + SUB - 1][lane.mix][4 * lane.quad]);
   reverse_step<3>(s, lane, k, kept, dw, ta, sums, row, position0);
   reverse_step<2>(s, lane, k, kept, dw, ta, sums, row, position0);
@@ -504,27 +485,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) backward_scan(
   if (chunk.length) {
     int start = (chunk.length - 1) / TILE * TILE;
     const auto fetch_saved = [&](int tile_start, int save) {
-      if (tile_start >= 0) fetch_states(s, p, lane, chunk.tile + tile_start / TILE, channel0, save);
+      if (tile_start >= 0) fetch_states(s, p, chunk.tile + tile_start / TILE, channel0, save);
       copies_close();  // a group even without copies: the waits below count groups
     };
     fetch_tile(s, p, chunk, start, channel0);
     copies_close();
-    fetch_saved(start, 1);
-    fetch_saved(start, 0);
+    for (int save = SAVES - 1; save >= 0; save--) fetch_saved(start, save);
     for (; start >= 0; start -= TILE) {
       const i64 row0 = chunk.row + start;
       const int rows = chunk.length - start;
-      copies_wait<2>();  // the tile; its two saved states may still be on their way
+      copies_wait<SAVES>();  // the tile; its saved states may still be on their way
       prepare_tile(s, p, row0, rows, channel0);
       __syncthreads();
       if (start > 0) fetch_tile(s, p, chunk, start - TILE, channel0);
       copies_close();
 #pragma unroll 1
-      for (int save = SAVES - 1; save >= 0; save--) {
-        copies_wait<2>();  // this state; the other one and the next tile, or the next tile's first, may follow later
-        walk_sub_tile<true>(s, p, lane, k, row0, rows, channel0, 2 * save + 1);
-        walk_sub_tile<false>(s, p, lane, k, row0, rows, channel0, 2 * save);
-        fetch_saved(start - TILE, save);
+      for (int sub = SUBS - 1; sub >= 0; sub--) {
+        copies_wait<SAVES>();  // this sub-tile's state; the later ones and the next tile may still be on their way
+        __syncwarp();
+        walk_sub_tile(s, p, lane, k, row0, rows, channel0, sub);
+        if (sub * SUB % SAVE_EVERY == 0) {
+          __syncwarp();
+          fetch_saved(start - TILE, sub * SUB / SAVE_EVERY);
+        }
       }
       __syncthreads();
       store_sums(s, p, row0, rows, block);

@@ -4,6 +4,7 @@
 //   ELEMENT   storage of x, dt, z, b, c, y: 0 fp32, 1 bf16, 2 fp16 (all arithmetic is fp32)
 //   SOFTPLUS  1: delta = softplus(dt + bias), 0: delta = dt + bias
 //   HAS_GATE  1: the output is multiplied by silu(z)
+// A source may define PRECISE before it includes this: delta is then computed by the exact functions in every dtype.
 //
 // Letters: E channels, N states, L positions. A *tile* is 16 consecutive positions of one sequence; a *chunk* is a run of
 // tiles that one block walks through; a *slot* is the number of a chunk. A row is one (batch, position).
@@ -42,7 +43,7 @@ DEVICE float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-LOG2E * x)); 
 DEVICE float to_delta(float x) {
 #if !SOFTPLUS
   return x;
-#elif ELEMENT == 0
+#elif ELEMENT == 0 || PRECISE
   return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
 #else
   const float e = exp2_fast(-LOG2E * fabsf(x)), s = e * reciprocal(2.f + e), q = s * s;
@@ -59,7 +60,7 @@ DEVICE float to_delta(float x) {
 DEVICE float delta_slope(float delta) {
 #if !SOFTPLUS
   return 1.f;
-#elif ELEMENT == 0
+#elif ELEMENT == 0 || PRECISE
   return -expm1f(-delta);
 #else
   float p = fmaf(delta, -1.030134037e-3f, 8.062456735e-3f);
@@ -161,9 +162,6 @@ template <int BYTES> DEVICE void copy_async(void* to_shared, const void* from_gl
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from_global), "n"(BYTES), "r"(count) : "memory");
 }
-DEVICE void copy_async_cached(void* to_shared, const void* from_global) {  // 16 bytes through the L1 cache
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to_shared)), "l"(from_global) : "memory");
-}
 DEVICE void copies_close() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait for this thread's own copies, but for the youngest PENDING groups.
 template <int PENDING = 0> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
@@ -254,13 +252,14 @@ template <int CHANNELS, int THREADS_, int VEC> struct Pieces {
 
 // ---------------------------------------------------------------------------------------------- saved states
 
-// The forward pass leaves the state before positions 0 and 8 of each tile, fp32, as (tiles, SAVES, 4 quads, E) pieces of 16
-// bytes: neighbouring channels are neighbours. 8 bytes per (row, channel).
-constexpr int SAVES = 2;
-constexpr int SAVE_EVERY = TILE / SAVES;
+// The forward pass leaves the state before every SAVE_EVERY-th position (4 or 8, by -D) of each tile, fp32, as (tiles, SAVES,
+// 4 quads, E) pieces of 16 bytes: neighbouring channels are neighbours.
+#ifdef SAVE_EVERY
+constexpr int SAVES = TILE / SAVE_EVERY;
 DEVICE i64 saved_piece(i64 tile, int save, int quad, int E, int channel) {  // in floats
   return (((tile * SAVES + save) * (STATES / 4) + quad) * E + channel) * 4;
 }
+#endif
 
 // The backward pass keeps its 4 states of a quad in XOR-permuted slots (see backward.cu): slot i of a channel holds state
 // i ^ mix(channel). Saved states are in that order already.

@@ -6,6 +6,7 @@
 //   r'    = conj(alpha) g               t  = r' conj(h[t-1])    dA = delta t    ddelta = dw x + sum_n Re(t conj(A))
 //
 // Compiled per variant by -D: PER_LANE (states per lane), SAVE (0 or 1: states at tile starts), WARPS (channels per block).
+#define PRECISE 1
 #include "common.cuh"
 
 constexpr int THREADS = WARPS * WARP;

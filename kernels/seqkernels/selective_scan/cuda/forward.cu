@@ -12,7 +12,7 @@
 //
 // Compiled per variant by -D:
 //   LANES 1 2 4, THREADS, MIN_BLOCKS   the smallest LANES that still fills the card is the fastest
-//   SAVE        1: leave states for the backward pass (end of common.cuh)
+//   SAVE_EVERY  if defined: leave states for the backward pass (end of common.cuh)
 //   SAVE_Y      1: y before the gate goes out too (dz needs it)
 //   PARTIAL_IN, PARTIAL_OUT   for N > 16: sum_n is continued from / left in an fp32 buffer; D and the gate come last
 #include "common.cuh"
@@ -211,6 +211,7 @@ template <int COUNT> DEVICE void sum_over_lanes(float* y, int lane) {
   }
 }
 
+#ifdef SAVE_EVERY
 DEVICE void save_state(const ForwardArgs& p, const float* h, i64 tile, int save, int channel, int lane) {
   UNROLL
   for (int n = 0; n < STATES_PER_LANE; n += 4) {
@@ -219,6 +220,7 @@ DEVICE void save_state(const ForwardArgs& p, const float* h, i64 tile, int save,
         permute_quad(make_float4(h[n], h[n + 1], h[n + 2], h[n + 3]), mix(channel));
   }
 }
+#endif
 
 // Four positions: h = exp2(delta * a2) * h + w * B and the lane's part of y, for the lane's states.
 DEVICE void scan_4(const Shared& s, float* h, const float* a2, float* y, int at, int lane, int position) {
@@ -248,8 +250,9 @@ DEVICE void scan_tile(Shared& s, const ForwardArgs& p, float* h, const float* a2
   const int lane = threadIdx.x % LANES, channel = threadIdx.x / LANES, at = Tile::index(channel, 0);
 #pragma unroll SCAN_UNROLL
   for (int position = 0; position < TILE; position += 4) {
-    if constexpr (SAVE)
-      if (position % SAVE_EVERY == 0) save_state(p, h, tile, position / SAVE_EVERY, channel0 + channel, lane);
+#ifdef SAVE_EVERY
+    if (position % SAVE_EVERY == 0) save_state(p, h, tile, position / SAVE_EVERY, channel0 + channel, lane);
+#endif
     float y[4];
     scan_4(s, h, a2, y, at, lane, position);
     if constexpr (LANES == 1) *(float4*)(s.delta + at + position) = make_float4(y[0], y[1], y[2], y[3]);
@@ -257,6 +260,7 @@ DEVICE void scan_tile(Shared& s, const ForwardArgs& p, float* h, const float* a2
       UNROLL
       for (int k = 0; k < 4; k += LANES) {
         sum_over_lanes<LANES>(y + k, lane);
+        __syncwarp();  // the lanes of a channel have all read delta here
         s.delta[at + position + k + lane] = y[k];
       }
     }

@@ -157,15 +157,21 @@ class ForwardResult:
     states: Tensor | None
 
 
-def run_forward(p: Problem, save: bool, layout: plan.Forward | None = None) -> ForwardResult:
-    """Scan. `save` keeps what the backward pass needs; `layout` is chosen by the size unless given."""
+def run_forward(p: Problem, save_every: int, layout: plan.Forward | None = None) -> ForwardResult:
+    """Scan.
+
+    Args:
+        p: the problem.
+        save_every: 4 or 8 to keep what the backward pass needs, 0 otherwise; see `plan.save_every`.
+        layout: chosen by the size unless given.
+    """
     size, N = p.size, p.states
     layout = layout or plan.forward(size)
     rows_shape = (*p.x.shape[:2], size.channels)
     out = p.x.new_empty(rows_shape)
     final = p.a.new_empty(size.sequences, size.channels, N)
-    y = p.x.new_empty(rows_shape) if save and p.z is not None else None
-    states = p.a.new_empty(states_shape(N, size.tiles, size.channels)) if save else None
+    y = p.x.new_empty(rows_shape) if save_every and p.z is not None else None
+    states = p.a.new_empty(states_shape(save_every, N, size.tiles, size.channels)) if save_every else None
     h_in = p.initial if layout.cut.chunks == 1 else _carried_states(p, layout.cut)
     passes = N // plan.STATES
     y_partial = p.a.new_empty(rows_shape) if passes > 1 else None
@@ -177,8 +183,8 @@ def run_forward(p: Problem, save: bool, layout: plan.Forward | None = None) -> F
             LANES=layout.lanes,
             THREADS=layout.threads,
             MIN_BLOCKS=layout.min_blocks,
-            SAVE=int(save),
             SAVE_Y=int(y is not None),
+            **({"SAVE_EVERY": save_every} if save_every else {}),
             PARTIAL_IN=int(index > 0),
             PARTIAL_OUT=int(index < passes - 1),
         )
@@ -208,9 +214,9 @@ def run_forward(p: Problem, save: bool, layout: plan.Forward | None = None) -> F
     return ForwardResult(out, final, y, states)
 
 
-def states_shape(states: int, tiles: int, channels: int) -> tuple[int, ...]:
+def states_shape(save_every: int, states: int, tiles: int, channels: int) -> tuple[int, ...]:
     """Of the saved states, by groups of 16; see saved_piece() in common.cuh."""
-    return (states // plan.STATES, tiles, plan.SAVES, plan.STATES // 4, channels, 4)
+    return (states // plan.STATES, tiles, plan.saves_per_tile(save_every), plan.STATES // 4, channels, 4)
 
 
 def _carried_states(p: Problem, cut: plan.Cut) -> Tensor:
@@ -307,7 +313,7 @@ def run_backward(
         layout: chosen by the size unless given.
     """
     if states is None:
-        again = run_forward(p, save=True)
+        again = run_forward(p, save_every=8)
         y, states = again.y, again.states
         assert states is not None
         del again
@@ -346,6 +352,7 @@ def run_backward(
             LANE_CHANNELS=layout.lane_channels,
             WARPS=layout.warps,
             MIN_BLOCKS=layout.min_blocks,
+            SAVE_EVERY=plan.TILE // states.shape[2],
             PARTIAL_IN=int(index > 0),
             PARTIAL_OUT=int(index < passes - 1),
         )

@@ -30,15 +30,15 @@ def _forward(
     softplus: bool,
     initial: Tensor | None,
     cu_seqlens: Tensor | None,
-    save: bool,
+    save_every: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output, final state, and for the backward pass the output before the gate and the saved states (or empty)."""
     problem = launch.Problem.of(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens)
-    result = launch.run_forward(problem, save)
+    result = launch.run_forward(problem, save_every)
     return result.out, result.final, _or_empty(result.y, x), _or_empty(result.states, a)
 
 
-def _fake_forward(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save):
+def _fake_forward(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, save_every):
     B, L, E = x.shape
     N = a.shape[1]
     sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -46,8 +46,8 @@ def _fake_forward(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens, 
     return (
         x.new_empty(B, L, E),
         a.new_empty(sequences, E, N),
-        x.new_empty((B, L, E) if save and z is not None else (0,)),
-        a.new_empty(launch.states_shape(N, tiles, E) if save else (0,)),
+        x.new_empty((B, L, E) if save_every and z is not None else (0,)),
+        a.new_empty(launch.states_shape(save_every, N, tiles, E) if save_every else (0,)),
     )
 
 

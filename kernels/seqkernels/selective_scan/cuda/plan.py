@@ -14,8 +14,6 @@ STATES = 16  # states per launch
 CHANNEL_UNIT = 64  # every layout's channels per block divide this or twice this
 MIN_CHUNK = 256  # positions; a shorter chunk spends its time on starting up
 
-SAVES = 2  # states saved per tile, as in common.cuh
-SAVED_BYTES = 8  # per (row, channel) and 16 states
 WIDE_SHARED_BYTES = 220 * 1024  # of a multiprocessor that holds two of the widest backward blocks
 
 
@@ -136,7 +134,7 @@ def forward(size: Size) -> Forward:
     if per_multiprocessor >= 100:
         return Forward(2, 64, 8, whole)
     if per_multiprocessor >= 45 or size.length < 2 * MIN_CHUNK:
-        return Forward(4, 64, 8, whole)
+        return Forward(4, 128, 4, whole) if per_multiprocessor >= 80 else Forward(4, 64, 8, whole)
     return Forward(1, 64, 8, cut_into(size, _chunks_for_full_waves(channels // 64, 8 * size.multiprocessors, 2)))
 
 
@@ -159,10 +157,18 @@ def backward(size: Size) -> Backward:
     return Backward(*layout, cut_into(size, _chunks_for_full_waves(blocks, wave, 4)))
 
 
-def saves_states(rows: int, channels: int, states: int, memory_bytes: int) -> bool:
-    """Whether the forward pass leaves states for the backward pass.
+def save_every(rows: int, channels: int, states: int, memory_bytes: int) -> int:
+    """How often the forward pass leaves the state for the backward pass: every 4 or 8 positions, or never (0).
 
-    They cost 8 bytes per (row, channel) and 16 states. Where that is more than 1/24 of the card's memory, nothing is
-    saved and the backward pass runs the forward pass once more, into memory that lives only that long.
+    Every 4 costs 16 bytes per (row, channel) and 16 states and is the fastest; every 8 half of that, and the backward
+    pass runs half of the forward recurrence again. What exceeds 1/32 of the card's memory is not saved: then the
+    backward pass starts with a forward pass of its own, whose states live only that long.
     """
-    return rows * channels * states // STATES * SAVED_BYTES <= memory_bytes // 24
+    for every in (4, 8):
+        if rows * channels * states * 4 // every <= memory_bytes // 32:
+            return every
+    return 0
+
+
+def saves_per_tile(every: int) -> int:
+    return TILE // every
