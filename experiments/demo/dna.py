@@ -133,7 +133,7 @@ def species(stage: Stage) -> Result:
         [Reference("chance", chance), Reference("5-mer logistic regression", kmers.accuracy)],
         better="higher",
         note=f"{counts.sum()} windows of eight species from held-out regions; they overlap, so ±0.04 is noise",
-        name="Mamba, fine-tuned",
+        name="Mamba",
     )
     paragraph = (
         f"The pretrained model, fine-tuned, names the right one of eight species for **{accuracy:.1%}** of held-out "
@@ -183,7 +183,7 @@ def variants(stage: Stage) -> Result:
         digits=2,
         note=f"{len(real)} human–rhesus differences against as many matched made-up substitutions; "
         f"standard error {error:.2f}",
-        name="Mamba, log-likelihood ratio",
+        name="Mamba",
     )
     clear = "more than two standard errors from" if abs(auc - 0.5) > 2 * error else "within two standard errors of"
     paragraph = (

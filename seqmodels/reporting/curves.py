@@ -11,7 +11,7 @@ from seqmodels.reporting.markup import escape
 from seqmodels.reporting.scores import Reference
 
 WIDTH, HEIGHT = 520, 280
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 40
 MOST_POINTS = 400  # more than the page has pixels for; longer series are averaged in bins
 
 

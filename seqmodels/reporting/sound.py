@@ -13,7 +13,7 @@ from seqmodels.reporting.markup import escape, inline
 from seqmodels.reporting.png import data_uri, encode_png, heat_rgb
 
 WIDTH, WAVE_HEIGHT, SPECTRUM_HEIGHT = 520, 84, 160
-LEFT, RIGHT, GAP, BOTTOM = 52, 14, 10, 26
+LEFT, RIGHT, GAP, BOTTOM = 52, 20, 10, 26
 DYNAMIC_RANGE_DB = 70.0  # from the loudest point down to black
 
 
