@@ -38,7 +38,8 @@ def test_the_command_is_installed():
 
 
 def test_constraints_pin_every_dependency_once():
-    pins = [line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()]
+    lines = (ROOT / "constraints.txt").read_text().split()
+    pins = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
     assert len(pins) == len(set(pins))
     project = PYPROJECT["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]

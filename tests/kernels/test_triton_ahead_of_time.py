@@ -20,22 +20,22 @@ CONVOLUTION = {
     **dict.fromkeys(("stride_xb", "stride_dyb"), "i64"),
     **dict.fromkeys(("stride_xl", "stride_dyl", "L", "E", "n_chunks", "n_shares"), "i32"),
     **dict.fromkeys(("SILU", "HAS_BIAS", "HAS_INITIAL", "HAS_DFINAL"), True),
-    **dict(W=4, PACKED=False, ROWS=128, UNROLL=4, BLOCK_E=128, BLOCK_SHARES=256),  # noqa: C408
+    **dict(W=4, PACKED=False, ROWS=128, UNROLL=4, BLOCK_E=128, BLOCK_SHARES=256),
 }
 NORM = {
     **dict.fromkeys(("x", "y", "dx", "dy"), BF16),
     **dict.fromkeys(("residual", "weight", "total", "inverse_rms", "dtotal", "dresidual", "partial"), F32),
     **dict.fromkeys(("stride_x", "stride_residual", "stride_dy", "stride_dtotal", "M", "D", "tiles"), "i32"),
     **dict.fromkeys(("HAS_RESIDUAL", "HAS_DTOTAL", "HAS_DRESIDUAL"), True),
-    **dict(eps="fp32", ROWS=1, BLOCK_D=1024),  # noqa: C408
+    **dict(eps="fp32", ROWS=1, BLOCK_D=1024),
 }
 STEP = {
     **dict.fromkeys(("xz", "y", "x_proj", "dt_proj"), BF16),
     **dict.fromkeys(("conv_state", "conv_weight", "conv_bias", "new_conv_state", "x_out", "x", "partial"), F32),
     **dict.fromkeys(("state", "new_state", "dt_bias", "a", "d"), F32),
     **dict.fromkeys(("stride_xz", "stride_x_proj", "stride_dt_proj", "B", "E", "J", "N", "R", "n_shares"), "i32"),
-    **dict(W=4, HAS_BIAS=True, BLOCK_B=1, BLOCK_E=32, BLOCK_J=64),  # noqa: C408
-    **dict(BLOCK_SHARES=64, BLOCK_N=16, BLOCK_R=64),  # noqa: C408
+    **dict(W=4, HAS_BIAS=True, BLOCK_B=1, BLOCK_E=32, BLOCK_J=64),
+    **dict(BLOCK_SHARES=64, BLOCK_N=16, BLOCK_R=64),
 }
 
 CASES = {
