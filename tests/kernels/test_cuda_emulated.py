@@ -1,0 +1,168 @@
+"""The CUDA scan's own sources on a CPU, a thread per CUDA thread (cuda_on_cpu/), against the reference. Slow, small.
+
+Takes the whole path of `launch.py`; only the compiler and the launch are replaced. What it cannot show is what the
+hardware does: speed, approximate functions, races (compute-sanitizer looks for those on a GPU).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from seqkernels import nvrtc
+from seqkernels.selective_scan import reference
+from seqkernels.selective_scan.cuda import complex_ops, launch, plan
+from torch import Tensor
+
+HERE = Path(__file__).parent / "cuda_on_cpu"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+]
+
+# Every function of common.cuh that is written in PTX, in C++. A new one makes the compilation fail: asm() is refused.
+PORTED = {
+    r"DEVICE float exp2_fast\(.*": "DEVICE float exp2_fast(float x) { return exp2f(x); }",
+    r"DEVICE float reciprocal\(.*": "DEVICE float reciprocal(float x) { return 1.f / x; }",
+    r"u32 r; *asm\(\"cvt\.rn\.bf16x2[^\n]*": "return cpu::bf16(low) | (u32)cpu::bf16(high) << 16;",
+    r"const u32 to = \(u32\)__cvta_generic_to_shared\(to_shared\);\n": "",
+    r"const int count = valid[^\n]*\n(?:[^\n]*\n){4}": "  cpu::copy(to_shared, from_global, BYTES, valid);\n",
+    r"asm volatile\(\"cp\.async\.commit_group[^\n]*": "cpu::close_group(); }",
+    r"asm volatile\(\"cp\.async\.wait_group[^\n]*": "cpu::wait(PENDING); }",
+    r"extern __shared__ __align__\(16\) char memory\[\];": "char* memory = cpu::current->shared;",
+    r"__shared__ ": "static ",
+}
+
+
+def _ported(source: Path) -> str:
+    common = (source.parent / "common.cuh").read_text()
+    # fp16 has no C++ counterpart here: only fp32 and bf16 are emulated
+    common = re.sub(r"#elif ELEMENT == 2\n.*?#endif", "#endif", common, flags=re.S)
+    text = common + source.read_text().replace('#include "common.cuh"', "")
+    for pattern, replacement in PORTED.items():
+        text = re.sub(pattern, lambda _match, new=replacement: new, text)
+    assert "asm" not in text, re.findall(r".*asm.*", text)
+    return '#include "cuda_on_cpu.h"\n' + text.replace("#pragma once", "")
+
+
+class EmulatedKernel:
+    """Like `nvrtc.Kernel`, on CPU tensors."""
+
+    def __init__(self, folder: Path, source: Path, entry: str, args: str, defines: Mapping[str, int]):
+        text = _ported(source)
+        shared = "sizeof(Shared)" if "shared_units" in text else "0"
+        text += (
+            f'extern "C" void run(const {args}* a, int x, int y, int threads, int shared) '
+            f"{{ cpu::launch({entry}, *a, x, y, threads, shared); }}\n"
+            f'extern "C" int shared_bytes() {{ return {shared}; }}\n'
+        )
+        macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
+        name = hashlib.sha256((text + " ".join(macros)).encode()).hexdigest()[:16]
+        library, file = folder / f"{name}.so", folder / f"{name}.cpp"
+        file.write_text(text)
+        command = ["g++", "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-pthread", f"-I{HERE}", *macros]
+        subprocess.run([*command, str(file), "-o", str(library)], check=True)
+        self._library = ctypes.CDLL(str(library))
+        self._args = nvrtc.struct_of(source, args)
+
+    def launch(self, grid: int | tuple[int, int], threads: int, /, **arguments: Tensor | int | None) -> None:
+        struct = self._args(**{n: v.data_ptr() if isinstance(v, Tensor) else v for n, v in arguments.items()})
+        x, y = (grid, 1) if isinstance(grid, int) else grid
+        self._library.run(ctypes.byref(struct), x, y, threads, self._library.shared_bytes())
+
+
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory: pytest.TempPathFactory):
+    folder, kernels = tmp_path_factory.mktemp("emulated"), {}
+
+    def kernel(source: Path, entry: str, args: str, defines: Mapping[str, int], device: int) -> EmulatedKernel:
+        key = (source, entry, *sorted(defines.items()))
+        if key not in kernels:
+            kernels[key] = EmulatedKernel(folder, source, entry, args, defines)
+        return kernels[key]
+
+    properties = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=228 * 1024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nvrtc, "kernel", kernel)
+        patch.setattr(launch, "_device_properties", lambda index: properties)
+        yield
+
+
+def inputs(B: int, L: int, E: int, N: int, G: int, sequences: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(L + E)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    tensors = {
+        "x": normal(B, L, E), "dt": normal(B, L, E) - 2, "a": -1 - 3 * normal(E, N).abs(), "b": normal(B, L, G, N),
+        "c": normal(B, L, G, N), "d": normal(E), "z": normal(B, L, E), "dt_bias": 0.2 * normal(E),
+        "initial": normal(sequences, E, N),
+    }  # fmt: skip
+    return {name: t.to(dtype) if name in ("x", "dt", "b", "c", "z") else t for name, t in tensors.items()}
+
+
+# (B, L, E, N, G), packed bounds, chunks, dtype, saved every, forward layout, backward layout
+CASES = {
+    "bf16-every4-tail": ((1, 37, 64, 16, 1), None, 1, torch.bfloat16, 4, (1, 64, 8), (4, 2, 4)),
+    "bf16-every8-tail": ((1, 37, 64, 16, 1), None, 1, torch.bfloat16, 8, (4, 64, 8), (4, 2, 4)),
+    "fp32-every4-two_lanes": ((2, 18, 64, 16, 1), None, 1, torch.float32, 4, (2, 64, 8), (2, 4, 2)),
+    "fp32-N32-groups": ((1, 20, 128, 32, 2), None, 1, torch.float32, 8, (1, 64, 8), (2, 4, 2)),
+    "fp32-cut": ((1, 290, 64, 16, 1), None, 2, torch.float32, 4, (1, 64, 8), (2, 4, 2)),
+    "fp32-packed-cut": ((1, 300, 64, 16, 1), [0, 1, 290, 300], 2, torch.float32, 8, (1, 64, 8), (2, 4, 2)),
+}
+
+
+@pytest.mark.usefixtures("emulation")
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_equal_the_reference(case: str):
+    (B, L, E, N, G), bounds, chunks, dtype, every, forward, backward = CASES[case]
+    sequences = B if bounds is None else len(bounds) - 1
+    t = inputs(B, L, E, N, G, sequences, dtype)
+    cu = None if bounds is None else torch.tensor(bounds)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in t.items()}
+    y, final = reference.scan(*list(leaves.values())[:8], True, leaves["initial"], cu)
+    above = (torch.randn(y.shape).to(dtype), torch.randn(final.shape))
+    torch.autograd.backward((y, final), above)
+
+    p = launch.Problem.of(*list(t.values())[:8], True, t["initial"], cu)
+    cut = plan.cut_into(p.size, chunks)
+    result = launch.run_forward(p, every, plan.Forward(*forward, cut))
+    grads = launch.run_backward(p, *above, result.y, result.states, plan.Backward(*backward, cut))
+    pairs = {"y": (result.out, y), "final": (result.final, final)}
+    pairs |= {f"gradient of {name}": (getattr(grads, name), leaf.grad) for name, leaf in leaves.items()}
+    for name, (ours, expected) in pairs.items():
+        assert expected is not None
+        error = ((ours.float() - expected.float()).norm() / expected.float().norm()).item()
+        assert error < (4e-3 if ours.dtype == torch.bfloat16 else 5e-6), name
+
+
+@pytest.mark.usefixtures("emulation")
+def test_complex_kernels_equal_the_reference():
+    B, L, E, N = 1, 21, 6, 5
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    a = torch.complex(-1 - normal(E, N).abs(), normal(E, N))
+    b, c = (torch.complex(normal(B, L, 2, N), normal(B, L, 2, N)) for _ in range(2))
+    initial = torch.complex(normal(B, E, N), normal(B, E, N))
+    t = (normal(B, L, E), normal(B, L, E) - 2, a, b, c, normal(E), normal(B, L, E), 0.2 * normal(E))
+    leaves = [tensor.clone().requires_grad_() for tensor in (*t, initial)]
+    y, final = reference.scan(*leaves[:8], True, leaves[8], None)
+    above = (torch.randn(y.shape), torch.randn(final.shape, dtype=torch.complex64))
+    torch.autograd.backward((y, final), above)
+    out, end, states = complex_ops._forward(*t, True, initial, None, True)
+    grads = complex_ops._backward(*above, *t, True, None, states)
+    for ours, expected in zip((out, end, *grads), (y, final, *(leaf.grad for leaf in leaves))):
+        assert expected is not None
+        assert ((ours - expected).abs().max() / expected.abs().max()).item() < 1e-5
