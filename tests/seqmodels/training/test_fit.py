@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from seqmodels.inference import load
 from seqmodels.training import CheckpointError, ModelSpec, train
 from seqmodels.training.checkpoint import find_checkpoint, read_meta
 from seqmodels.training.module import FiniteWatch, NonFiniteLossError
+from seqmodels.training.schedule import constant
 from seqmodels.training.tiny import TinyCorpus, tiny_model, tiny_recipe
 from seqmodels.training.transfer import load_backbone
 
@@ -142,8 +145,6 @@ def test_a_corpus_without_validation_is_trained_on_all_the_same(tmp_path, caplog
 
 
 def test_skipped_records_are_reported(tmp_path):
-    import dataclasses
-
     recipe = tiny_recipe(max_steps=8)
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, on_bad_record="skip"))
     result = train(TinyCorpus(bad=[3, 4]), tiny_model(), recipe, run_dir=tmp_path / "run")
@@ -161,10 +162,6 @@ class NaNCorpus(TinyCorpus):
     """From sample 20 on, a weight that makes the loss infinite."""
 
     def split(self, name):
-        import dataclasses
-
-        import numpy as np
-
         inner = super().split(name)
 
         class Split:
@@ -229,3 +226,46 @@ def test_a_model_that_needs_classes_and_gets_none(tmp_path):
     with pytest.raises(ValueError, match=r"no argument 'd_modle'; did you mean 'd_model'"):
         train(TinyCorpus(), wrong, tiny_recipe(), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_step_survives_a_resume_after_which_all_is_worse(tmp_path):
+    from torch.optim.lr_scheduler import LambdaLR
+
+    def good_then_ruinous(optimizer, total_steps):
+        return LambdaLR(optimizer, lambda step: 1.0 if step < 8 else 300.0)
+
+    def recipe(max_steps):
+        return dataclasses.replace(tiny_recipe(max_steps=max_steps), scheduler=good_then_ruinous)
+
+    run_dir = tmp_path / "run"
+    first = train(TinyCorpus(), tiny_model(), recipe(8), run_dir=run_dir)
+    result = train(TinyCorpus(), tiny_model(), recipe(16), run_dir=run_dir, resume=True)
+    assert result.metrics["valid"]["loss"] > first.metrics["valid"]["loss"]
+    assert result.best_step == first.best_step == 8
+    assert find_checkpoint(run_dir, "best").name == "step-00000008"
+    assert find_checkpoint(run_dir, "last").name == "step-00000016"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_in_bf16_and_resumed(tmp_path):
+    """Pinned memory, workers, the delayed look at losses; resuming in the middle equals not stopping."""
+    model = tiny_model(d_model=32, n_layers=2, implementation="auto")
+
+    def recipe(max_steps, **more):
+        recipe = tiny_recipe(max_steps=max_steps, accelerator="cuda", num_workers=2, **more)
+        return dataclasses.replace(recipe, scheduler=constant)
+
+    whole = train(TinyCorpus(ragged=True), model, recipe(12), run_dir=tmp_path / "whole")
+    train(TinyCorpus(ragged=True), model, recipe(6), run_dir=tmp_path / "resumed")
+    resumed = train(TinyCorpus(ragged=True), model, recipe(12), run_dir=tmp_path / "resumed", resume=True)
+    assert resumed.metrics["valid"]["loss"] == pytest.approx(whole.metrics["valid"]["loss"], rel=1e-6)
+    assert whole.metrics["valid"]["loss"] < whole.metrics["train"]["loss"] + 0.5
+
+
+@pytest.mark.gpu
+def test_a_loss_that_is_not_finite_is_found_on_a_gpu_before_anything_is_saved(tmp_path):
+    recipe = tiny_recipe(checkpoint_every_steps=1, accelerator="cuda")
+    with pytest.raises(NonFiniteLossError, match=r"tiny.txt:20"):
+        train(NaNCorpus(), tiny_model(implementation="auto"), recipe, run_dir=tmp_path / "run")
+    last = find_checkpoint(tmp_path / "run")
+    assert all(torch.isfinite(tensor).all() for tensor in load(last, "cpu").model.state_dict().values())
