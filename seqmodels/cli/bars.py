@@ -8,10 +8,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yields a function that moves the bar on by so many units; without a terminal it shows nothing."""
+def bar(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """Yields a function that moves the bar on by so many units; without a terminal it shows nothing.
+
+    The function takes a second argument, the total, where that is not known before (`total` None).
+    """
     if not sys.stderr.isatty():
-        yield lambda amount: None
+        yield lambda amount, total=None: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -35,8 +38,8 @@ def bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total, rate="")
 
-        def move(amount: int) -> None:
+        def move(amount: int, total: int | None = None) -> None:
             speed = progress.tasks[0].speed
-            progress.update(task, advance=amount, rate=f"{speed:,.0f} {unit}s/s" if speed else "")
+            progress.update(task, total=total, advance=amount, rate=f"{speed:,.0f} {unit}s/s" if speed else "")
 
         yield move

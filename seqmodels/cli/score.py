@@ -28,12 +28,12 @@ def score_run(config: Mapping[str, Any]) -> Mapping[str, int]:
     # The scorer belongs to a domain: only the YAML names it.
     scorer = build(config["scorer"])
     loaded = load(config["run"], config["device"], which=config["checkpoint"], objective="next_token")
-    with bar("scoring", 1, "variant") as move:
+    with bar("scoring", None, "variant") as move:
         done = 0
 
         def progress(records: int, total: int) -> None:
             nonlocal done
-            move(records - done)
+            move(records - done, total)
             done = records
 
         return scorer(

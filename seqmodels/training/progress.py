@@ -11,6 +11,8 @@ import lightning as L
 
 log = logging.getLogger("seqmodels")
 
+FACTS = ("rate", "train", "valid")  # beside the bar, the most wanted first: a narrow terminal cuts the end off
+
 
 class Progress(L.Callback):
     """Shows step, loss, rate and time left.
@@ -55,7 +57,7 @@ class Progress(L.Callback):
             self._facts["rate"] = f"{row['tokens_per_second']:,.0f} tokens/s"
         self._facts[row["split"]] = f"{row['split']} {text}"
         if self._bar is not None:
-            self._bar.update(self._task, facts="  ".join(self._facts[k] for k in sorted(self._facts, reverse=True)))
+            self._bar.update(self._task, facts="  ".join(self._facts[k] for k in FACTS if k in self._facts))
         elif row["split"] == "valid" or self._is_time(step):
             last = self._trainer.max_steps
             log.info("step %*d/%d  %s", len(str(last)), step, last, self._line(row, text, step))
@@ -106,16 +108,18 @@ def _bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
 
     return RichProgress(
         TextColumn("{task.description:10}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=Console(stderr=True),
+        expand=True,
         refresh_per_second=4,
     )
 
