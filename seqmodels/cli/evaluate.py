@@ -52,6 +52,8 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         raise ValueError(
             f"the data's classes {', '.join(corpus.class_names)} are not the model's {', '.join(loaded.class_names)}"
         )
+    if corpus.tokenizer.spec() != loaded.tokenizer.spec():
+        raise ValueError(f"the data's ids {corpus.tokenizer.spec()} are not the model's {loaded.tokenizer.spec()}")
     objective = loaded.model.head.objective
     split = corpus.split(config["split"])
     settings = build(config["data"])

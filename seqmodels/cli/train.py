@@ -93,7 +93,9 @@ def resume_run(run_dir: str, words: Sequence[str]) -> Any:
             )
     config = set_keys(folder.read_config(), words)
     config["domain"] = absolute_paths(config["domain"])
-    return _train({**config, "model_from": None}, run_dir, None)
+    if words and os.environ.get("LOCAL_RANK", "0") == "0":
+        folder.write_config(config)  # the next resume goes on to the new number of steps
+    return _train(config, run_dir, None)
 
 
 def _train(config: Mapping[str, Any], run_dir: str | Path, saved: Mapping[str, Any] | None) -> Any:

@@ -56,9 +56,7 @@ class RunFolder:
             )
         try:
             run.checkpoints.mkdir(parents=True, exist_ok=True)
-            draft = run.path / ".draft-config.yaml"
-            draft.write_text(_yaml(config))
-            draft.replace(run.config)
+            run.write_config(config)
         except OSError as error:
             raise OSError(
                 f"the run folder {run.path} cannot be written: {error.strerror or error}."
@@ -88,6 +86,12 @@ class RunFolder:
         """Removes a folder that an error left without a row or a checkpoint, so that its name is free again."""
         if not self.metrics.exists() and not any(self.checkpoints.glob("step-*")):
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Replaces config.yaml, whole or not at all."""
+        draft = self.path / ".draft-config.yaml"
+        draft.write_text(_yaml(config))
+        draft.replace(self.config)
 
     def read_config(self) -> dict[str, Any]:
         """The configuration as plain data."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 
@@ -26,6 +30,10 @@ def test_from_a_fasta_to_a_model_to_a_fasta(trained, trained_once, run, tmp_path
     assert "resuming    from step 4" in out
     assert "tokens/s" in out
     assert [row["step"] for row in rows(trained) if row["split"] == "valid"] == ["2", "4", "6"]
+
+    code, out, err = run("train", f"resume={trained}")
+    assert code == 1
+    assert "has finished: step 6 of 6" in err, "the new number of steps was kept"
 
     code, out, err = run("evaluate", f"run={trained}", "split=test", "data.batch_size=3")
     assert (code, err) == (0, "")
@@ -106,6 +114,24 @@ def test_multirun_trains_every_combination(trained, run, tiny):
     table = [line for line in out.splitlines() if " nats  runs/" in line]
     assert len(table) == 2
     assert len({line.split()[2] for line in table}) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(trained, tiny):
+    """DDP on two CPU processes: the same samples, and so the same rows up to rounding. A process of its own."""
+    words = [*tiny, "domain.dataset.fasta=my.fa", "name=two", "trainer.devices=2", "data.eval_batch_size=2"]
+    # a file, because Lightning starts the second process with the same command line
+    Path("command.py").write_text("import sys\nfrom seqmodels.cli import main\nsys.exit(main())\n")
+    command = [sys.executable, "command.py", "train", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder  runs/two\n") == 2, "one process speaks: at the start and at the end"
+    two, one = rows(Path("runs/two")), rows(trained)
+    assert [(row["step"], row["split"]) for row in two] == [(row["step"], row["split"]) for row in one]
+    for mine, other in zip(two, one):
+        assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+        assert float(mine["accuracy"]) == pytest.approx(float(other["accuracy"]), abs=0.01)
 
 
 def test_doctor(run):
