@@ -65,7 +65,7 @@ def digits(stage: Stage) -> Result:
     real = corpus.split("test")
     sounds = [
         Sound(samples, rate, "Generated", file_bytes=wav.read_bytes()),
-        Sound(np.asarray(real.waveform(0)), rate, f"Real, held out: {real[0].id.split(':')[0]}"),
+        Sound(np.asarray(real.waveform(0)), rate, f"Real: {real[0].id.split('.')[0]}"),
     ]
     results = Table(["model", "held-out bits/sample"], rows, marked=[len(rows) - 1])
     blocks = [Columns(sounds), Columns([curves, results]), Command(stage.typed())]

@@ -16,6 +16,7 @@ from seqmodels.reporting.blocks import Columns, Command, Disclosure, Facts, Figu
 from seqmodels.reporting.confusion import ConfusionMatrix, macro_recall, recall_per_class
 from seqmodels.reporting.curves import Curve, Curves
 from seqmodels.reporting.environment import machine, versions
+from seqmodels.reporting.histogram import Histogram
 from seqmodels.reporting.page import Block, Report, Section, external_references
 from seqmodels.reporting.prediction_trace import PredictionTrace
 from seqmodels.reporting.scores import Reference, Score, ScoreBoard
@@ -32,6 +33,7 @@ __all__ = [
     "Disclosure",
     "Facts",
     "Figure",
+    "Histogram",
     "Paragraph",
     "PredictionTrace",
     "Reference",

@@ -10,7 +10,16 @@ import zlib
 import numpy as np
 import pytest
 
-from seqmodels.reporting import ConfusionMatrix, Curve, Curves, Reference, Sound, macro_recall, recall_per_class
+from seqmodels.reporting import (
+    ConfusionMatrix,
+    Curve,
+    Curves,
+    Histogram,
+    Reference,
+    Sound,
+    macro_recall,
+    recall_per_class,
+)
 from seqmodels.reporting.axes import Scale, round_ticks, tick_labels
 from seqmodels.reporting.markup import duration, inline, number
 from seqmodels.reporting.png import encode_png, heat_rgb
@@ -110,6 +119,18 @@ def test_recall_leaves_out_classes_without_samples() -> None:
     assert "a taken for b: 2 (20%)" in html
     assert "<td class=recall>80%</td>" in html
     assert "<td class=recall>–</td>" in html
+
+
+def test_histogram_bars_are_shares_of_their_group() -> None:
+    html = Histogram({"few": [0.0, 1.0], "many": [0.0] * 30 + [1.0] * 10}, "nats", bins=2).html()
+    few, many = (
+        sorted({float(pair.split(",")[1]) for pair in points.split()})
+        for points in re.findall(r'class="steps s\d" points="([^"]*)"', html)
+    )
+    floor = 200.0  # the axis: height 240 less 40
+    assert [floor - y for y in few] == pytest.approx([(floor - many[0]) * 2 / 3, 0.0], abs=0.2)  # 1/2 of 3/4
+    assert floor - many[1] == pytest.approx((floor - many[0]) / 3, abs=0.2)  # 1/4 of 3/4
+    assert "many (40, mean +0.25)" in html
 
 
 def test_text_is_escaped_and_numbers_are_readable() -> None:

@@ -17,6 +17,7 @@ from seqmodels.reporting import (
     Disclosure,
     Facts,
     Figure,
+    Histogram,
     Paragraph,
     PredictionTrace,
     Reference,
@@ -64,6 +65,7 @@ def _every_block() -> list:
         ConfusionMatrix([[3, 1], [0, 0]], ["ape <i>", "hen"]),
         PredictionTrace(np.full((12, 4), 0.25), "ACGT", "ACGTNACGTACG", first_position=100),
         Columns([Figure(Sound(np.sin(np.arange(900) / 5), 8000, "tone"), "a tone"), Paragraph("beside")]),
+        Histogram({"a & b": [1.0, 2.0, 2.5], "c": [3.0]}, "nats"),
         Disclosure("more", [Timeline({"one": 2.0, "two": 61.0})]),
         ScoreBoard([Score("LM", 1.9, "bits/base", [Reference("uniform", 2.0)], note="n = 1")]),
     ]
@@ -166,5 +168,7 @@ def test_wrong_arguments_are_named() -> None:
         Curve("x", [1, 2, 3], [1.0, 2.0])
     with pytest.raises(ValueError, match=r"need \(2, 2\)"):
         ConfusionMatrix([[1, 2, 3], [1, 2, 3]], ["a", "b"])
+    with pytest.raises(ValueError, match="group 'x' needs"):
+        Histogram({"x": [1.0, float("inf")]}, "nats")
     with pytest.raises(ValueError, match="mono samples"):
         Sound(np.zeros((2, 10)), 8000, "stereo")
