@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqkernels.vector_math import kernel
+from seqkernels.vector_math import part
 
 LANES = 64
 CHUNK = 64
@@ -91,7 +91,7 @@ def steps_of(tensor: Tensor, dtype: torch.dtype) -> Steps:
     return Steps(tensor.as_strided((span,), (1,)).numpy(), tensor.stride(0), tensor.stride(1), group_stride)
 
 
-@kernel
+@part
 def task_parts(task, layout):
     """Sequence, group, block, first channel and number of channels of a task."""
     sequence, rest = divmod(task, layout.groups * layout.blocks)
@@ -101,14 +101,14 @@ def task_parts(task, layout):
     return sequence, group, block, group * per_group + within, min(LANES, per_group - within)
 
 
-@kernel
+@part
 def row_of(source, place, q):
     """The channels of step q of the chunk. A slice, because LLVM cannot see that `base + e` is not negative."""
     base = place.batch * source.batch_stride + (place.first + q) * source.step_stride + place.channel
     return source.values[base : base + place.width]
 
 
-@kernel
+@part
 def out_row(target, place, layout, q):
     """The same of a flat contiguous (B, L, E) array."""
     base = (place.batch * layout.length + place.first + q) * layout.channels + place.channel

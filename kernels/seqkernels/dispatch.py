@@ -8,8 +8,8 @@ An implementation is a module with two functions:
 * `unavailable(x, parameter, **details) -> str | None`: why it cannot run on these tensors here, None when it can;
 * the op's entry (`scan`, `conv`, `norm`, `step`), with the positional arguments that the op's `op.py` documents.
 
-Both run inside `torch.compile`, so they stay traceable: plain checks of `.device`, `.dtype`, `.shape`. What does
-not trace (is a package there, which GPU is this) goes into a function without tensor arguments decorated with
+Both run inside `torch.compile`, so they stay traceable: plain checks of `.device`, `.dtype`, `.shape`, on nothing else
+may the answer of `unavailable` depend (answers are kept). What does not trace (is a package there, which GPU is this) goes into a function without tensor arguments decorated with
 `constant`, which is evaluated once and whose result the compiler takes as it is.
 """
 
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 log = logging.getLogger("seqkernels")
 
@@ -42,6 +43,14 @@ def constant(function: Function) -> Function:
     # What torch.compiler.assume_constant_result sets; that function imports torch._dynamo, a second and a half.
     call._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+MOST_KEPT_CHOICES = 1024
+
+
+def watched() -> bool:
+    """Whether torch compiles, traces or records what is called now, so that shortcuts around it are not to be taken."""
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
 
 
 # Module path to the imported implementation, or to the reason in words why it cannot be imported.
@@ -85,6 +94,7 @@ class Registry:
     op: str
     entry: str
     modules: Mapping[str, str] = field(default_factory=dict)
+    _choices: dict[tuple[object, ...], Callable[..., Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def unavailable(self, name: str, x: Tensor, parameter: Tensor, **details: object) -> str | None:
         """Why implementation `name` cannot run on these tensors, or None when it can."""
@@ -95,7 +105,7 @@ class Registry:
         return module.unavailable(x, parameter, **details)
 
     def choose(self, implementation: str, x: Tensor, parameter: Tensor, **details: object) -> Callable[..., Any]:
-        """Return the entry function of the implementation to run.
+        """Return the entry function of the implementation to run; kept, for asking takes as long as a small kernel.
 
         Args:
             implementation: "auto" for the first that can run, or a name that must run.
@@ -106,6 +116,19 @@ class Registry:
         Raises:
             ValueError: the name is unknown, or that implementation cannot run on these tensors.
         """
+        if watched():
+            return self._choose(implementation, x, parameter, details)
+        key = (implementation, x.shape, x.dtype, x.device, parameter.shape, parameter.dtype, *details.items())
+        run = self._choices.get(key)
+        if run is None:
+            if len(self._choices) >= MOST_KEPT_CHOICES:
+                self._choices.clear()
+            run = self._choices[key] = self._choose(implementation, x, parameter, details)
+        return run
+
+    def _choose(
+        self, implementation: str, x: Tensor, parameter: Tensor, details: Mapping[str, object]
+    ) -> Callable[..., Any]:
         if implementation != "auto":
             if implementation not in self.modules:
                 accepted = ", ".join(["auto", *self.modules])

@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 
 SMALL = 1 << 16  # elementary steps below which handing work to threads costs more than it saves
+PIECES_PER_THREAD = 4  # so that threads that start late or run slower take fewer
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 os.register_at_fork(after_in_child=_pools.clear)
@@ -22,7 +23,8 @@ os.register_at_fork(after_in_child=_pools.clear)
 def run_tasks(function: Callable[..., object], n_tasks: int, work: int, *args: object) -> None:
     """Call `function(first, last, *args)` on consecutive ranges of tasks that cover 0 to n_tasks.
 
-    Tasks write to places of their own, so results do not depend on the number of threads.
+    The calling thread takes ranges like the others, so that on a busy machine nothing waits for a thread to start.
+    Tasks write to places of their own, so results do not depend on who runs them.
 
     Args:
         function: a compiled kernel that releases the GIL.
@@ -34,10 +36,18 @@ def run_tasks(function: Callable[..., object], n_tasks: int, work: int, *args: o
     if threads == 1 or n_tasks == 1 or work < SMALL:
         function(0, n_tasks, *args)
         return
-    if threads not in _pools:
-        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="seqkernels")
-    pieces = min(n_tasks, 4 * threads)
+    pieces = min(n_tasks, PIECES_PER_THREAD * threads)
     bounds = [n_tasks * piece // pieces for piece in range(pieces + 1)]
-    futures = [_pools[threads].submit(function, *ends, *args) for ends in pairwise(bounds)]
-    for future in futures:
-        future.result()
+    ranges = iter(list(pairwise(bounds)))  # next() on a list's iterator is atomic
+
+    def take_ranges() -> None:
+        for first, last in ranges:
+            function(first, last, *args)
+
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="seqkernels")
+    helpers = [_pools[threads].submit(take_ranges) for _ in range(threads - 1)]
+    take_ranges()
+    for helper in helpers:
+        if not helper.cancel():  # it has started
+            helper.result()

@@ -36,12 +36,12 @@ def cache_folder() -> Path:
     return Path(root).expanduser() / f"numba-{digest[:12]}"
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def kernel(function: Callable[..., Any], **more: bool) -> Callable[..., Any]:
     """Compile at first call without the GIL; cache on disk where a folder can be written, else for this process.
 
     Sums may be reassociated into vector lanes: the order is fixed at compile time, so results repeat bit for bit.
     """
-    flags = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}}
+    flags = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc", "nsz"}, **more}
     before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     if not before:
         numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
@@ -51,6 +51,11 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(**flags)(function)
     finally:
         numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+
+
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that only kernels call: spares the entry from Python, a good part of the time to compile."""
+    return kernel(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 # No reassociation in here: (v + MAGIC) - MAGIC is the rounding.

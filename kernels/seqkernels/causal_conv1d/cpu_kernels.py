@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqkernels.cpu_tiles import CHUNK, LANES, Place, Steps, out_row, row_of, task_parts
-from seqkernels.vector_math import kernel, sigmoid, silu_slope
+from seqkernels.vector_math import kernel, part, sigmoid, silu_slope
 
 HISTORY = 7  # rows kept for it: W is 8 at most
 
@@ -39,7 +39,7 @@ class Gradients(NamedTuple):
     bias: Any  # (sequences, E)
 
 
-@kernel
+@part
 def _start(X, K, inputs, sequence, channel, width):
     """Put the filter into K and the initial state into the history rows of X."""
     E = inputs.bias.size
@@ -54,7 +54,7 @@ def _start(X, K, inputs, sequence, channel, width):
                 X[w, e] = inputs.initial[(sequence * (inputs.taps - 1) + w) * E + channel + e]
 
 
-@kernel
+@part
 def _filter(X, Y, K, inputs, place):
     """Load a chunk of inputs behind the history in X and put the filtered rows, before the activation, into Y."""
     bias = inputs.bias[place.channel : place.channel + place.width]
@@ -69,7 +69,7 @@ def _filter(X, Y, K, inputs, place):
                 out[e] += k[e] * before[e]
 
 
-@kernel
+@part
 def _shift(X, steps, history):
     """Make the last rows of a chunk the history of the next."""
     for i in range(history):
@@ -103,7 +103,7 @@ def forward(first_task, last_task, layout, inputs, y, final):
                 final[(sequence * (inputs.taps - 1) + w) * layout.channels + channel + e] = X[w, e]
 
 
-@kernel
+@part
 def _load_dy(G, Y, d_bias, dy, inputs, place):
     """Put the gradient before the activation behind the history in G; sum up the bias's."""
     for q in range(place.steps):
@@ -118,7 +118,7 @@ def _load_dy(G, Y, d_bias, dy, inputs, place):
             d_bias[e] += target[e]
 
 
-@kernel
+@part
 def _sum_weight(X, G, DK, taps, steps):
     """Sum up the filter's gradient over a chunk."""
     for q in range(steps):
@@ -129,7 +129,7 @@ def _sum_weight(X, G, DK, taps, steps):
                 dk[e] += g[e] * x[e]
 
 
-@kernel
+@part
 def _add_up(row, total, first, width):
     """Add a chunk's part to the total and clear it."""
     sums = total[first : first + width]
@@ -138,7 +138,7 @@ def _add_up(row, total, first, width):
         row[e] = 0
 
 
-@kernel
+@part
 def _transposed(G, K, row, taps, q):
     """dp at row q of a chunk: the sum over the taps of the gradients that came before."""
     row[:] = 0
@@ -148,7 +148,7 @@ def _transposed(G, K, row, taps, q):
             row[e] += k[e] * g[e]
 
 
-@kernel
+@part
 def _store_dp(row, gradients, dfinal, layout, sequence, position, taps, channel, width):
     """Add the final state's gradient and write dp at a position: first the initial state's, then x's."""
     batch, start, total, _ = layout.rows[sequence]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqkernels.cpu_tiles import CHUNK, LANES, Place, Steps, out_row, row_of, task_parts
-from seqkernels.vector_math import decay, kernel, prescaled, sigmoid, silu_slope, softplus, softplus_slope
+from seqkernels.vector_math import decay, kernel, part, prescaled, sigmoid, silu_slope, softplus, softplus_slope
 
 # Rows of T; the forward pass uses the first three. G_ is the gradient of.
 DT, DTX, Y, DY, G_DT, G_DTX = 0, LANES, 2 * LANES, 3 * LANES, 4 * LANES, 5 * LANES
@@ -58,7 +58,7 @@ class Gradients(NamedTuple):
     bias: Any
 
 
-@kernel
+@part
 def _load_group(tile, source, place, group):
     """Copy B or C of one group for the steps of a chunk."""
     for q in range(place.steps):
@@ -67,7 +67,7 @@ def _load_group(tile, source, place, group):
             tile[q, n] = source.values[base + n]
 
 
-@kernel
+@part
 def _load_steps(T, inputs, place):
     """Fill the rows dt, dt * x and y = D x of a chunk."""
     d = inputs.d[place.channel : place.channel + place.width]
@@ -85,7 +85,7 @@ def _load_steps(T, inputs, place):
             t[Y + e] = d[e] * x[e]
 
 
-@kernel
+@part
 def _scan_chunk(T, S, b, c, steps, scale):
     """Equations (2a) and (2b) over a chunk; S carries the state."""
     for q in range(steps):
@@ -100,7 +100,7 @@ def _scan_chunk(T, S, b, c, steps, scale):
                 t[Y + e] += (cn * h).real
 
 
-@kernel
+@part
 def _store_y(T, y, inputs, place, layout):
     """Gate y and write it out."""
     for q in range(place.steps):
@@ -113,7 +113,7 @@ def _store_y(T, y, inputs, place, layout):
                 out[e] = t[Y + e]
 
 
-@kernel
+@part
 def _start_forward(S, inputs, initial, sequence, channel, width):
     """Put a and the initial state into S."""
     N, E = S.shape[0], inputs.d.size
@@ -126,7 +126,7 @@ def _start_forward(S, inputs, initial, sequence, channel, width):
                 S[n, H + e] = initial[(sequence * N + n) * E + channel + e]
 
 
-@kernel
+@part
 def _store_state(S, row, target, index, channel, width, channels):
     """Write one row of S into entry `index` of a flat (entries, N, E) array."""
     for n in range(S.shape[0]):
@@ -135,7 +135,7 @@ def _store_state(S, row, target, index, channel, width, channels):
             target[base + e] = S[n, row + e]
 
 
-@kernel
+@part
 def _add_a_gradient(S, total, sequence, channel, width, channels):
     """Add the chunk's part of the gradient of a to the total and clear it."""
     for n in range(S.shape[0]):
@@ -175,7 +175,7 @@ def forward(first_task, last_task, layout, inputs, initial, y, final, saved):
         _store_state(S, H, final, sequence, channel, width, layout.channels)
 
 
-@kernel
+@part
 def _load_dy(T, dy, inputs, place):
     """Fill the row of the gradient of y before the gate; clear the rows that collect gradients."""
     for q in range(place.steps):
@@ -191,7 +191,7 @@ def _load_dy(T, dy, inputs, place):
             t[G_DTX + e] = 0
 
 
-@kernel
+@part
 def _recompute_chunk(T, S, P, b, c, dc, steps, scale):
     """Scan a chunk again, keeping the decay of each step and the state before it in P; sum up the gradient of C."""
     for q in range(steps):
@@ -213,7 +213,7 @@ def _recompute_chunk(T, S, P, b, c, dc, steps, scale):
             dc[q, n] = scale * dcn
 
 
-@kernel
+@part
 def _reverse_chunk(T, S, P, b, c, db, steps, scale):
     """Run the adjoint of the recurrence backwards over a chunk; S carries the gradient of the state."""
     for q in range(steps - 1, -1, -1):
@@ -235,7 +235,7 @@ def _reverse_chunk(T, S, P, b, c, db, steps, scale):
             db[q, n] = dbn
 
 
-@kernel
+@part
 def _store_gradients(T, gradients, dy, inputs, place, layout, sequence):
     """Gradients of x, dt, z, D and the bias from those of y, dt and dt * x."""
     here = place.channel
@@ -262,7 +262,7 @@ def _store_gradients(T, gradients, dy, inputs, place, layout, sequence):
                 z_grad[e] = above[e] * t[Y + e] * silu_slope(z[e])
 
 
-@kernel
+@part
 def _store_group(tile, target, place, layout, block, group):
     """Write this block's part of the gradient of B or C into (blocks, B, L, groups, N)."""
     for q in range(place.steps):
@@ -272,7 +272,7 @@ def _store_group(tile, target, place, layout, block, group):
             target[base + n] = tile[q, n]
 
 
-@kernel
+@part
 def _start_backward(S, inputs, dfinal, sequence, channel, width):
     """Put a and the gradient of the final state into S, clear the gradient of a."""
     N, E = S.shape[0], inputs.d.size
@@ -286,7 +286,7 @@ def _start_backward(S, inputs, dfinal, sequence, channel, width):
                 S[n, G + e] = dfinal[(sequence * N + n) * E + channel + e]
 
 
-@kernel
+@part
 def _load_saved(S, saved, chunk, channel, width, channels):
     """Put the saved state before a chunk into S."""
     N = S.shape[0]
