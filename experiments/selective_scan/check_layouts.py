@@ -90,7 +90,6 @@ def check(dtype: torch.dtype, B: int, L: int, E: int, N: int, G: int, bounds: li
 
 
 def main() -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty is then filled with NaN
     good = True
     for dtype in [DTYPES[name] for name in sys.argv[1:] or DTYPES]:

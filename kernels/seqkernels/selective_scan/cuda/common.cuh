@@ -27,9 +27,6 @@ constexpr float LN2 = 0.6931471805599453f;
 
 __host__ __device__ constexpr int min_int(int a, int b) { return a < b ? a : b; }
 
-// An integer as a type, so that lambdas can take compile-time indices: arrays indexed by them stay in registers.
-template <int V> struct Int { static constexpr int value = V; };
-
 // ---------------------------------------------------------------------------------------------- hardware functions
 
 DEVICE float exp2_fast(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
