@@ -25,13 +25,13 @@ from numba.extending import intrinsic, overload
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `$SEQKERNELS_CACHE_DIR`, else the user's cache folder.
+    """Where compiled kernels are kept: `$SEQKERNELS_CACHE`, else the user's cache folder.
 
     numba drops a cached kernel when the file it stands in changes, not when one that it calls does: hence the hash of
     the shared files.
     """
-    root = os.environ.get("SEQKERNELS_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "seqkernels"
-    shared = (Path(__file__), Path(__file__).with_name("cpu_tiles.py"))
+    root = os.environ.get("SEQKERNELS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "seqkernels"
+    shared = [Path(__file__).with_name(name) for name in ("vector_math.py", "cpu_tiles.py", "addresses.py")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in shared)).hexdigest()
     return Path(root).expanduser() / f"numba-{digest[:12]}"
 

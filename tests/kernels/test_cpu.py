@@ -74,7 +74,7 @@ def test_no_folder_for_the_cache_means_compiling_anew(tmp_path: Path) -> None:
         "import torch; from seqkernels import rms_norm;"
         "print(rms_norm(torch.full((1, 2), 3.0), torch.ones(2), implementation='cpu').sum().item())"
     )
-    environment = {**os.environ, "SEQKERNELS_CACHE_DIR": str(blocked)}
+    environment = {**os.environ, "SEQKERNELS_CACHE": str(blocked)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(2, abs=1e-5)
