@@ -50,7 +50,7 @@ NAMES = {
 }
 HUMAN = ROOT / "domains" / "dna" / "examples" / "vertebrates" / "hg38.fa.gz"
 VCF = Path(__file__).resolve().with_name("human_rhesus.vcf")
-TRANSITIONS = {("A", "G"), ("G", "A"), ("C", "T"), ("T", "C")}
+WORDS = {"rhesus": "real", "in_silico": "made up"}  # INFO/ORIGIN of the VCF
 QUICK = ("trainer.max_steps=4", "trainer.val_every_steps=2", "trainer.val_batches=1", "trainer.log_every_steps=1")
 
 
@@ -209,11 +209,10 @@ def variants(stage: Stage) -> Result:
     rows.sort(key=lambda row: float(row["score"]))
     shown = [*rows[:5], *rows[-5:]]
     cells = [
-        (f"{row['chrom']}:{row['pos']}", row["ref"], row["alt"], origin[row["id"]].replace("_", " "),
-         "transition" if (row["ref"], row["alt"]) in TRANSITIONS else "transversion", float(row["score"]))
+        (f"{row['chrom']}:{row['pos']}", f"{row['ref']} → {row['alt']}", WORDS[origin[row["id"]]], float(row["score"]))
         for row in shown
-    ]  # fmt: skip
-    columns = ["place on the contig", "REF", "ALT", "origin", "kind", "score, nats"]
+    ]
+    columns = ["position", "REF → ALT", "origin", "score, nats"]
     extremes = Table(columns, cells, caption="The five least and the five most likely alternatives")
     spread = Histogram({"made up": made_up, "real": real}, "log p(ALT) − log p(REF), nats")
     blocks = [
