@@ -13,7 +13,7 @@ from pathlib import Path
 PACKAGES = (
     *("seqmodels-mamba", "torch", "triton", "numpy", "numba", "lightning", "hydra-core", "omegaconf", "torchaudio"),
     *("soundfile", "pyfaidx", "pysam", "safetensors", "tensorboard", "rich", "matplotlib"),
-    *("nvidia-cuda-nvrtc"),
+    "nvidia-cuda-nvrtc",
 )
 
 
