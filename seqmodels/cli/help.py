@@ -21,6 +21,7 @@ EXAMPLES = {
         "seqmodels generate run=runs/<audio run> seconds=2 temperature=0.9 output=out.wav",
     ),
     "score": ("seqmodels score run=runs/<dna run> vcf=my.vcf fasta=my.fa output=scored.vcf",),
+    "bench": ("seqmodels bench op=selective_scan mode=fwd+bwd", "seqmodels bench output=ops.csv"),
 }
 WITHOUT_CONFIG = {"doctor"}
 

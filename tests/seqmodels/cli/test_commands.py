@@ -146,3 +146,14 @@ def test_a_run_can_be_used_from_another_folder(trained, run, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "elsewhere")
     code, out, err = run("evaluate", f"run={tmp_path / trained}", "max_batches=1")
     assert code == 0, out + err
+
+
+def test_bench_prints_and_appends_rows(run):
+    words = ["op=rms_norm", "implementation=reference", "mode=fwd", "device=cpu", "seconds=0.01", "output=ops.csv"]
+    code, out, err = run("bench", *words)
+    assert (code, err) == (0, "")
+    with Path("ops.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert found
+    assert all(row["op"] == "rms_norm" and float(row["ms_p50"]) > 0 for row in found)
+    assert found[0]["ms_p50"] in out

@@ -38,6 +38,8 @@ from seqmodels.cli.compose import OverrideError, absolute_paths, compose, set_ke
         ("evaluate run=runs/nowhere", "there is no run folder 'runs/nowhere'"),
         ("evaluate run=x splt=test", "there is no option 'splt'; did you mean split?"),
         ("score run=x", "fasta must be given"),
+        ("bench op=selective_scam", "op='selective_scam': there is none; did you mean selective_scan?"),
+        ("bench op=rms_norm dtype=float8", "dtype='float8' must be one of float32"),
         ("doctor now", "doctor takes no options"),
     ],
 )
