@@ -8,9 +8,10 @@ An implementation is a module with two functions:
 * `unavailable(x, parameter, **details) -> str | None`: why it cannot run on these tensors here, None when it can;
 * the op's entry (`scan`, `conv`, `norm`, `step`), with the positional arguments that the op's `op.py` documents.
 
-Both run inside `torch.compile`, so they stay traceable: plain checks of `.device`, `.dtype`, `.shape`, on nothing else
-may the answer of `unavailable` depend (answers are kept). What does not trace (is a package there, which GPU is this) goes into a function without tensor arguments decorated with
-`constant`, which is evaluated once and whose result the compiler takes as it is.
+Both run inside `torch.compile`, so they stay traceable: plain checks of `.device`, `.dtype`, `.shape`. On nothing else
+may the answer of `unavailable` depend (answers are kept). What does not trace (is a package there, which GPU is this)
+goes into a function without tensor arguments decorated with `constant`, which is evaluated once and whose result the
+compiler takes as it is.
 """
 
 from __future__ import annotations

@@ -118,3 +118,12 @@ def test_inference_keeps_no_states() -> None:
         False,
     )[2]
     assert saved.numel() == 0
+
+
+def test_packed_sequences_trace_with_a_number_of_chunks_that_only_the_data_tell() -> None:
+    call = sample("packed", (1, 150, 6, 4), CPU, torch.float32, bounds=[0, 3, 70, 150])
+    given = {name: t.requires_grad_(t.is_floating_point()) for name, t in call.tensors.items()}
+    b, c = (given[name][:, :, None].detach().requires_grad_() for name in ("b_BLGN", "c_BLGN"))
+    rest = (given[name] for name in ("d_E", "z_BLE", "dt_bias_E"))
+    args = (given["x_BLE"], given["dt_BLE"], given["a_EN"], b, c, *rest, True, None, given["cu_seqlens"], True)
+    torch.library.opcheck(torch.ops.seqkernels.selective_scan_cpu.default, args)
