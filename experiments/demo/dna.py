@@ -155,7 +155,13 @@ def species(stage: Stage) -> Result:
         Figure(ConfusionMatrix(counts, names), f"Mamba: {accuracy:.1%} right"),
         Figure(ConfusionMatrix(kmers.confusion, names), f"5-mer logistic regression: {kmers.accuracy:.1%} right"),
     ]
-    blocks = [Columns(matrices), Columns([curves, Command(stage.typed())])]
+    rows = [
+        ("chance", chance, chance),
+        ("5-mer logistic regression", kmers.accuracy, kmers.macro_recall),
+        ("Mamba", accuracy, recall),
+    ]
+    results = Table(["model", "accuracy", "macro recall"], rows, marked=[2])
+    blocks = [Columns(matrices), Columns([curves, results]), Command(stage.typed())]
     return Result("Species of DNA windows", paragraph, blocks, [score], tuple(stage.commands))
 
 
