@@ -34,7 +34,7 @@ def _pointer(context, address, like):
 @part
 def array_at(address, size, like):
     """The `size` numbers of the type of `like` that begin at an address, as a flat array. Only inside kernels."""
-    return numba.carray(_pointer(address, like), size)  # pyright: ignore[reportCallIssue]
+    return numba.carray(_pointer(address, like), size)  # pyright: ignore[reportCallIssue, reportPrivateImportUsage]
 
 
 def may_bypass_dispatcher(x: Tensor) -> bool:

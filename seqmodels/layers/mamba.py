@@ -24,7 +24,7 @@ Parameter names and shapes are the published ones, so released weights load unch
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,7 @@ class Mamba(SequenceLayer):
         self.D = nn.Parameter(torch.empty(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
         self._kept_a: tuple[tuple[int, int], Tensor] | None = None
+        self._kept_conv_weight: Tensor | None = None
         self.A_log._no_weight_decay = True  # type: ignore[attr-defined]
         self.D._no_weight_decay = True  # type: ignore[attr-defined]
         self.dt_proj.bias._keep_fp32 = True  # type: ignore[attr-defined] - the scan adds it in fp32
@@ -220,32 +221,46 @@ class Mamba(SequenceLayer):
         self, xz_B1E2: Float[Tensor, "B 1 E2"], state: MambaState
     ) -> tuple[Float[Tensor, "B 1 E"], MambaState]:
         """The same for one position without gradients, fused into one op."""
-        y_BE, *new_state = mamba_step(
+        modules = self._modules
+        conv1d, x_proj, dt_proj = modules["conv1d"], modules["x_proj"], modules["dt_proj"]
+        y_BE, conv_state, ssm_state = mamba_step(
             xz_B1E2.squeeze(1),
-            *state,
-            conv_weight_EW=self.conv1d.weight.squeeze(1),
-            conv_bias_E=self.conv1d.bias,
-            x_proj_weight=self.x_proj.weight,
-            dt_proj_weight_ER=self.dt_proj.weight,
-            dt_bias_E=self.dt_proj.bias,
+            state.conv,
+            state.ssm,
+            conv_weight_EW=self._conv_weight_EW(_parameter(conv1d, "weight")),
+            conv_bias_E=_parameter(conv1d, "bias"),
+            x_proj_weight=_parameter(x_proj, "weight"),
+            dt_proj_weight_ER=_parameter(dt_proj, "weight"),
+            dt_bias_E=_parameter(dt_proj, "bias"),
             a_EN=self._a_EN(),
-            d_E=self.D,
+            d_E=_parameter(self, "D"),
             inplace=may_update_in_place(),
             implementation=self._around_the_scan,
         )
-        return y_BE.unsqueeze(1), MambaState(*new_state)
+        return y_BE.unsqueeze(1), MambaState(conv_state, ssm_state)
 
     def _a_EN(self) -> Float[Tensor, "E N"]:
         """A = -exp(A_log), in fp32 also when the whole model was cast to bf16 by hand.
 
         Kept between steps of decoding, where three small kernels a layer would cost as much as the scan.
         """
+        a_log = _parameter(self, "A_log")
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype)))
-        made_from = (self.A_log.data_ptr(), self.A_log._version)
+            return -torch.exp(a_log.to(accumulation_dtype(a_log.dtype)))
+        made_from = (a_log.data_ptr(), a_log._version)
         if self._kept_a is None or self._kept_a[0] != made_from:
-            self._kept_a = (made_from, -torch.exp(self.A_log.to(accumulation_dtype(self.A_log.dtype))))
+            self._kept_a = (made_from, -torch.exp(a_log.to(accumulation_dtype(a_log.dtype))))
         return self._kept_a[1]
+
+    def _conv_weight_EW(self, weight: Float[Tensor, "E 1 W"]) -> Float[Tensor, "E W"]:
+        """The filter without its middle dimension; the view is kept between steps: making one takes microseconds."""
+        kept = self._kept_conv_weight
+        if torch.compiler.is_compiling():
+            return weight.squeeze(1)
+        # A view keeps its memory alive, so the same address is the same memory.
+        if kept is None or kept.data_ptr() != weight.data_ptr() or kept.dtype != weight.dtype:
+            kept = self._kept_conv_weight = weight.detach().squeeze(1)
+        return kept
 
     @property
     def _around_the_scan(self) -> str:
@@ -254,6 +269,12 @@ class Mamba(SequenceLayer):
 
     def extra_repr(self) -> str:
         return f"d_state={self.d_state}, dt_rank={self.dt_rank}, implementation={self.implementation!r}"
+
+
+def _parameter(module: Any, name: str) -> Any:
+    """`getattr` for parameters at a tenth of nn.Module's time: in decoding, all of them take as long as the kernel."""
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found  # parametrised ones, and the None of no bias
 
 
 def _resolve_dt_rank(dt_rank: int | str, d_model: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seqkernels.checks import accumulation_dtype, check_device, check_float, check_shape
+from seqkernels.checks import accumulation_dtype, check_all, check_float
 from seqkernels.dispatch import Registry
 
 OP = "mamba_step"
@@ -19,7 +19,11 @@ OP = "mamba_step"
 REGISTRY = Registry(
     op=OP,
     entry="step",
-    modules={"triton": "seqkernels.mamba_step.gpu", "reference": "seqkernels.mamba_step.reference"},
+    modules={
+        "triton": "seqkernels.mamba_step.gpu",
+        "cpu": "seqkernels.mamba_step.cpu",
+        "reference": "seqkernels.mamba_step.reference",
+    },
 )
 
 
@@ -52,7 +56,7 @@ def mamba_step(
         a_EN: state matrix, real.
         d_E: skip weights.
         inplace: write the new states into the tensors given (for CUDA graphs) and return those; no gradients then.
-        implementation: "auto", "triton" or "reference".
+        implementation: "auto", "triton", "cpu" or "reference".
 
     Returns:
         (y_BE in xz's dtype, new conv_state, new state_BEN).
@@ -61,60 +65,58 @@ def mamba_step(
         ValueError: shapes, dtypes or devices that do not fit; an implementation that cannot run here.
     """
     check_float(OP, "xz_B2E", xz_B2E)
-    if xz_B2E.dim() != 2 or 0 in xz_B2E.shape or xz_B2E.shape[1] % 2:
-        raise ValueError(f"{OP}: xz_B2E has shape {tuple(xz_B2E.shape)}; accepted is (B, 2*E), neither of them 0")
-    B, E = xz_B2E.shape[0], xz_B2E.shape[1] // 2
-    for name, tensor in (
-        ("conv_weight_EW", conv_weight_EW),
-        ("a_EN", a_EN),
-        ("dt_proj_weight_ER", dt_proj_weight_ER),
-    ):
-        if tensor.dim() != 2 or tensor.shape[0] != E or tensor.shape[1] < 1:
-            raise ValueError(f"{OP}: {name} has shape {tuple(tensor.shape)}; xz_B2E asks for ({E}, at least 1)")
-    W, N, R = conv_weight_EW.shape[1], a_EN.shape[1], dt_proj_weight_ER.shape[1]
-    _check_rest(
-        xz_B2E,
-        conv_weight_EW=(conv_weight_EW, "E W", (E, W)),
-        a_EN=(a_EN, "E N", (E, N)),
-        dt_proj_weight_ER=(dt_proj_weight_ER, "E R", (E, R)),
-        conv_state=(conv_state, "B W-1 E", (B, W - 1, E)),
-        state_BEN=(state_BEN, "B E N", (B, E, N)),
-        conv_bias_E=(conv_bias_E, "E", (E,)),
-        x_proj_weight=(x_proj_weight, "R+2N E", (R + 2 * N, E)),
-        dt_bias_E=(dt_bias_E, "E", (E,)),
-        d_E=(d_E, "E", (E,)),
+    shape = xz_B2E.shape
+    if len(shape) != 2 or 0 in shape or shape[1] % 2:
+        raise ValueError(f"{OP}: xz_B2E has shape {tuple(shape)}; accepted is (B, 2*E), neither of them 0")
+    B, E = shape[0], shape[1] // 2
+    W = _width("conv_weight_EW", conv_weight_EW, E)
+    N = _width("a_EN", a_EN, E)
+    R = _width("dt_proj_weight_ER", dt_proj_weight_ER, E)
+    tensors = (
+        ("conv_weight_EW", conv_weight_EW, "E W", (E, W)),
+        ("a_EN", a_EN, "E N", (E, N)),
+        ("dt_proj_weight_ER", dt_proj_weight_ER, "E R", (E, R)),
+        ("conv_state", conv_state, "B W-1 E", (B, W - 1, E)),
+        ("state_BEN", state_BEN, "B E N", (B, E, N)),
+        ("conv_bias_E", conv_bias_E, "E", (E,)),
+        ("x_proj_weight", x_proj_weight, "R+2N E", (R + 2 * N, E)),
+        ("dt_bias_E", dt_bias_E, "E", (E,)),
+        ("d_E", d_E, "E", (E,)),
     )
+    check_all(OP, "xz_B2E", xz_B2E, tensors)
     real = accumulation_dtype(xz_B2E.dtype)
     for name, tensor in (("conv_state", conv_state), ("state_BEN", state_BEN)):
         if tensor.dtype != real:
             raise ValueError(f"{OP}: {name} is {tensor.dtype}; states are {real} for inputs in {xz_B2E.dtype}")
-    needs_grad = torch.is_grad_enabled() and any(
-        t.requires_grad for t in (xz_B2E, conv_state, state_BEN, conv_weight_EW, x_proj_weight, dt_proj_weight_ER, a_EN)
+    needs_grad = torch.is_grad_enabled() and (
+        xz_B2E.requires_grad or any(t is not None and t.requires_grad for _, t, *_ in tensors)
     )
     if inplace and needs_grad:
         raise ValueError(f"{OP}: inplace=True has no gradients; call it under torch.no_grad() or with inplace=False")
     run = REGISTRY.choose(implementation, xz_B2E, a_EN, needs_grad=needs_grad)
-    conv_weight_EW, dt_bias_E, a_EN, d_E = (t.to(real) for t in (conv_weight_EW, dt_bias_E, a_EN, d_E))
-    conv_bias_E = None if conv_bias_E is None else conv_bias_E.to(real)
     return run(
         xz_B2E,
         conv_state,
         state_BEN,
-        conv_weight_EW,
-        conv_bias_E,
+        _as(real, conv_weight_EW),
+        None if conv_bias_E is None else _as(real, conv_bias_E),
         x_proj_weight,
         dt_proj_weight_ER,
-        dt_bias_E,
-        a_EN,
-        d_E,
+        _as(real, dt_bias_E),
+        _as(real, a_EN),
+        _as(real, d_E),
         inplace,
     )
 
 
-def _check_rest(xz_B2E: Tensor, **tensors: tuple[Tensor | None, str, tuple[int, ...]]) -> None:
-    """Check dtype, shape and device of each (tensor, letters, shape); None passes."""
-    for name, (tensor, letters, shape) in tensors.items():
-        if tensor is not None:
-            check_float(OP, name, tensor)
-            check_shape(OP, name, tensor, letters, shape)
-            check_device(OP, name, tensor, "xz_B2E", xz_B2E)
+def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """`tensor.to(dtype)`, which costs half a microsecond where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _width(name: str, tensor: Tensor, E: int) -> int:
+    """The second size of an (E, at least 1) matrix."""
+    shape = tensor.shape
+    if len(shape) != 2 or shape[0] != E or shape[1] < 1:
+        raise ValueError(f"{OP}: {name} has shape {tuple(shape)}; xz_B2E asks for ({E}, at least 1)")
+    return shape[1]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqkernels.addresses import ONE, contiguous, may_bypass_dispatcher
 from seqkernels.cpu_tiles import flat
 from seqkernels.rms_norm import cpu_kernels
 from seqkernels.rms_norm.cpu_kernels import ROWS
@@ -27,31 +28,36 @@ def norm(
     Returns:
         y in x's dtype, and the sum.
     """
-    y, total = _forward(x, weight, residual, eps)
+    needs_grad = torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (residual is not None and residual.requires_grad)
+    )
+    direct = not needs_grad and may_bypass_dispatcher(x)
+    y, total = (_compute if direct else _forward)(x, weight, residual, eps)
     total = x if residual is None else total
-    return y, total.to(weight.dtype if residual_in_fp32 else x.dtype)
+    wanted = weight.dtype if residual_in_fp32 else x.dtype
+    return y, total if total.dtype == wanted else total.to(wanted)
+
+
+def _compute(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Return y and the sum in the accumulation dtype (empty without a residual)."""
+    real, width = weight.dtype, x.shape[-1]
+    n_rows = x.numel() // width
+    x_, weight = contiguous(x, real), contiguous(weight, real)
+    y = torch.empty_like(x_)
+    if residual is None:
+        total = y.new_empty(0)
+        addresses = (x_.data_ptr(), 0, weight.data_ptr(), y.data_ptr(), 0)
+    else:
+        total, residual = torch.empty_like(y), contiguous(residual, real)
+        addresses = (x_.data_ptr(), residual.data_ptr(), weight.data_ptr(), y.data_ptr(), total.data_ptr())
+    arguments = (width, n_rows, addresses, eps, ONE[real])
+    run_tasks(cpu_kernels.forward, -(-n_rows // ROWS), 2 * n_rows * width, *arguments)
+    return y if y.dtype == x.dtype else y.to(x.dtype), total
 
 
 @torch.library.custom_op("seqkernels::rms_norm_cpu", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, residual: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Return y and the sum in the accumulation dtype (empty without a residual)."""
-    real = weight.dtype
-    y = torch.empty(x.shape, dtype=real)
-    total = torch.empty(x.shape if residual is not None else (0,), dtype=real)
-    run_tasks(
-        cpu_kernels.forward,
-        _blocks(x),
-        2 * x.numel(),
-        x.shape[-1],
-        flat(x.to(real)),
-        flat(total if residual is None else residual.to(real)),
-        flat(weight),
-        _number(eps, real),
-        _number(1, real),
-        flat(y),
-        flat(total),
-    )
-    return y.to(x.dtype), total
+    return _compute(x, weight, residual, eps)
 
 
 @_forward.register_fake

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from seqkernels.addresses import array_at
 from seqkernels.vector_math import kernel
 
 ROWS = 32  # rows of a task; fixed, so that sums over rows do not depend on the number of threads
 
 
 @kernel
-def forward(first_task, last_task, width, x, residual, weight, eps, one, y, total):
-    """Write total = x + residual (skipped when `residual` is empty: then x is the total) and its scaled norm."""
-    n_rows = x.size // width
+def forward(first_task, last_task, width, n_rows, addresses, eps, one):
+    """Write total = x + residual (skipped at address 0 of the residual: then x is the total) and its scaled norm."""
+    x_at, residual_at, weight_at, y_at, total_at = addresses
+    x, y = array_at(x_at, n_rows * width, one), array_at(y_at, n_rows * width, one)
+    weight = array_at(weight_at, width, one)
+    small = x.dtype.type(eps)
     for row in range(first_task * ROWS, min(last_task * ROWS, n_rows)):
         source, out = x[row * width : (row + 1) * width], y[row * width : (row + 1) * width]
-        if residual.size > 0:
-            before, sums = residual[row * width : (row + 1) * width], total[row * width : (row + 1) * width]
+        if residual_at != 0:
+            before = array_at(residual_at, n_rows * width, one)[row * width : (row + 1) * width]
+            sums = array_at(total_at, n_rows * width, one)[row * width : (row + 1) * width]
             for i in range(width):
                 sums[i] = source[i] + before[i]
             source = sums
         squares = one - one
         for i in range(width):
             squares += source[i] * source[i]
-        scale = one / (squares / width + eps) ** (one / 2)
+        scale = one / (squares / width + small) ** (one / 2)
         for i in range(width):
             out[i] = source[i] * weight[i] * scale
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from seqkernels.checks import accumulation_dtype, check_device, check_float, check_shape
+from seqkernels.checks import accumulation_dtype, check_all, check_float
 from seqkernels.dispatch import Registry
 
 OP = "rms_norm"
@@ -51,17 +51,13 @@ def rms_norm(
         ValueError: shapes, dtypes or devices that do not fit; an implementation that cannot run here.
     """
     check_float(OP, "x", x)
-    if x.dim() < 1 or 0 in x.shape:
-        raise ValueError(f"{OP}: x has shape {tuple(x.shape)}; accepted is (..., D), none of them 0")
-    check_float(OP, "weight", weight)
-    check_shape(OP, "weight", weight, "D", (x.shape[-1],))
-    check_device(OP, "weight", weight, "x", x)
-    if residual is not None:
-        check_float(OP, "residual", residual)
-        check_shape(OP, "residual", residual, "... D", tuple(x.shape))
-        check_device(OP, "residual", residual, "x", x)
+    shape = x.shape
+    if len(shape) < 1 or 0 in shape:
+        raise ValueError(f"{OP}: x has shape {tuple(shape)}; accepted is (..., D), none of them 0")
+    check_all(OP, "x", x, (("weight", weight, "D", shape[-1:]), ("residual", residual, "... D", shape)))
     if not eps > 0:
         raise ValueError(f"{OP}: eps={eps!r} must be positive")
     run = REGISTRY.choose(implementation, x, weight)
-    y, new_residual = run(x, weight.to(accumulation_dtype(x.dtype)), residual, eps, residual_in_fp32)
+    real = accumulation_dtype(x.dtype)
+    y, new_residual = run(x, weight if weight.dtype == real else weight.to(real), residual, eps, residual_in_fp32)
     return y if residual is None else (y, new_residual)
