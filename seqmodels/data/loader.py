@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -181,7 +183,7 @@ def _loader(reader: BatchReader, batches: BatchSampler | list, workers: int) -> 
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch's stub knows lists of samples only
         num_workers=workers,
         multiprocessing_context=context,
-        worker_init_fn=_leave_the_process_group if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # else the loader draws from, and so changes, the global one
@@ -192,9 +194,21 @@ def _as_it_is(loaded: LoadedBatch) -> LoadedBatch:
     return loaded
 
 
-def _leave_the_process_group(_: int) -> None:
+def _start_worker(_: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole group: the trainer must outlive them to save, and so must they.
     os.setpgid(0, 0)
+    threading.Thread(target=_end_with_the_trainer, daemon=True).start()
+
+
+def _end_with_the_trainer() -> None:
+    """Ends this worker when the training process is gone, killed without a chance to say so.
+
+    torch's own check looks at the parent process, which is the fork server here, and that lives as long as its workers.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "runs in a worker"
+    multiprocessing.connection.wait([trainer.sentinel])
+    os._exit(1)
 
 
 def _pinned(batch: Batch) -> Batch:

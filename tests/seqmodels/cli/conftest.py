@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import shutil
 from pathlib import Path
 
@@ -34,15 +33,9 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """Each test in its own folder, and the loggers as they were."""
+    """Each test in its own folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEQMODELS_TRACEBACK", raising=False)
-    loggers = [logging.getLogger(name) for name in ("seqmodels", "seqkernels", "domains")]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def write_fasta(path: Path, contigs: int = 2, bases: int = 3000) -> Path:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import islice
 
 import pytest
@@ -85,3 +90,42 @@ def test_a_bug_keeps_its_traceback():
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         DataSettings(**settings)
+
+
+READ_FOR_EVER = """
+import multiprocessing, time
+from seqmodels.data.collate import collate_for
+from seqmodels.data.loader import DataSettings, training_batches
+from seqmodels.training.tiny import TinyCorpus
+
+if __name__ == "__main__":
+    corpus = TinyCorpus()
+    collate = collate_for("next_token", corpus.tokenizer)
+    batches = iter(training_batches(corpus.split("train"), collate, DataSettings(batch_size=2, num_workers=2)))
+    next(batches)
+    print(*[process.pid for process in multiprocessing.active_children()], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_when_the_trainer_is_killed(tmp_path):
+    """A job killed for its memory must not leave processes behind that keep theirs."""
+    script = tmp_path / "read.py"
+    script.write_text(READ_FOR_EVER)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        workers = [int(word) for word in trainer.stdout.readline().split()]
+        trainer.send_signal(signal.SIGKILL)
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, workers))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
