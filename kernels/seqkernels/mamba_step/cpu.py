@@ -9,6 +9,8 @@ for float64. No gradients.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -71,27 +73,36 @@ def _run_inplace(xz: Tensor, conv_state: Tensor, state: Tensor, *weights: Tensor
     return y
 
 
-def _advance(xz: Tensor, conv_state: Tensor, state: Tensor, weights: tuple[Tensor | None, ...]) -> Tensor:
+def _advance(xz: Tensor, conv_state: Tensor, state: Tensor, weights: tuple[Any, ...]) -> Tensor:
     """Run the kernels, which write over both states; these are contiguous. Returns y_BE."""
+    conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a, d = weights
     real = state.dtype
     rows = xz if xz.dtype == real and xz.stride(1) == 1 else xz.to(real).contiguous()
-    dense = [t if t is None else contiguous(t, real) for t in weights]
-    conv_weight, _, x_proj, dt_proj, *_ = dense
-    assert conv_weight is not None
-    assert x_proj is not None
-    assert dt_proj is not None
-    (B, E, N), R, W = state.shape, dt_proj.shape[1], conv_weight.shape[1]
+    x_proj, dt_proj = contiguous(x_proj, real), contiguous(dt_proj, real)
+    # The others are of the states' dtype already; in any case `contiguous` copies nothing that is.
+    conv_weight, dt_bias, a, d = conv_weight.contiguous(), dt_bias.contiguous(), a.contiguous(), d.contiguous()
+    conv_bias = None if conv_bias is None else conv_bias.contiguous()
+    (B, E, N), R = state.shape, dt_proj.shape[1]
     y = state.new_empty(B, E)
-    tensors = (rows, conv_state, state, *dense, y)
-    call = (
-        tuple([0 if t is None else t.data_ptr() for t in tensors]),
-        (B, E, N, R, W, rows.stride(0)),
-        ONE[real],
+    addresses = (
+        rows.data_ptr(),
+        conv_state.data_ptr(),
+        state.data_ptr(),
+        conv_weight.data_ptr(),
+        0 if conv_bias is None else conv_bias.data_ptr(),
+        x_proj.data_ptr(),
+        dt_proj.data_ptr(),
+        dt_bias.data_ptr(),
+        a.data_ptr(),
+        d.data_ptr(),
+        y.data_ptr(),
     )
+    call = (addresses, (B, E, N, R, conv_weight.shape[1], rows.stride(0)), ONE[real])
+    work = B * E * N // 2
     if B * E * 2 * (R + N) < TORCH_PROJECTS_FROM:
-        run_tasks(cpu_kernels.step, B, B * E * N // 2, *call)
+        run_tasks(cpu_kernels.step, B, work, *call)
     else:
-        _run_in_parts(call, B * E * N // 2, x_proj, dt_proj, y)
+        _run_in_parts(call, work, x_proj, dt_proj, y)
     return y if y.dtype == xz.dtype else y.to(xz.dtype)
 
 

@@ -69,9 +69,7 @@ def mamba_step(
     if len(shape) != 2 or 0 in shape or shape[1] % 2:
         raise ValueError(f"{OP}: xz_B2E has shape {tuple(shape)}; accepted is (B, 2*E), neither of them 0")
     B, E = shape[0], shape[1] // 2
-    W = _width("conv_weight_EW", conv_weight_EW, E)
-    N = _width("a_EN", a_EN, E)
-    R = _width("dt_proj_weight_ER", dt_proj_weight_ER, E)
+    (W,), (N,), (R,) = conv_weight_EW.shape[-1:] or (0,), a_EN.shape[-1:] or (0,), dt_proj_weight_ER.shape[-1:] or (0,)
     tensors = (
         ("conv_weight_EW", conv_weight_EW, "E W", (E, W)),
         ("a_EN", a_EN, "E N", (E, N)),
@@ -84,6 +82,8 @@ def mamba_step(
         ("d_E", d_E, "E", (E,)),
     )
     check_all(OP, "xz_B2E", xz_B2E, tensors)
+    if not W or not N or not R:
+        raise ValueError(f"{OP}: W={W} of conv_weight_EW, N={N} of a_EN, R={R} of dt_proj_weight_ER: each must be at least 1")
     real = accumulation_dtype(xz_B2E.dtype)
     for name, tensor in (("conv_state", conv_state), ("state_BEN", state_BEN)):
         if tensor.dtype != real:
@@ -112,11 +112,3 @@ def mamba_step(
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     """`tensor.to(dtype)`, which costs half a microsecond where there is nothing to do."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _width(name: str, tensor: Tensor, E: int) -> int:
-    """The second size of an (E, at least 1) matrix."""
-    shape = tensor.shape
-    if len(shape) != 2 or shape[0] != E or shape[1] < 1:
-        raise ValueError(f"{OP}: {name} has shape {tuple(shape)}; xz_B2E asks for ({E}, at least 1)")
-    return shape[1]
