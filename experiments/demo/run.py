@@ -27,8 +27,8 @@ OWN = ("dna", "species", "digits", "generated.wav", "human_rhesus.scored.vcf", "
 def main(words: list[str] | None = None) -> int:
     """Runs the steps and writes the report; 0, or the exit code of the command that failed."""
     arguments = parse(words)
-    # Its log of CPU features and the like is for developers of Lightning and torch.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # As the seqmodels command does, before torch is imported: threads that wait sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import dna
     import sound
     from stage import ROOT, Stage, StepError
