@@ -68,6 +68,16 @@ def test_inplace_writes_into_strided_states() -> None:
     assert torch.equal(tensors["state_BEN"], state)
 
 
+def test_autograd_sees_that_states_were_written_over() -> None:
+    tensors = medium()
+    leaf = torch.ones(3, 40, 16, requires_grad=True)
+    saved = leaf * tensors["state_BEN"]
+    with torch.no_grad():
+        mamba_step(**tensors, inplace=True, implementation="cpu")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.sum().backward()
+
+
 def test_large_sizes_take_torchs_products_and_threads_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = medium()
     expected = mamba_step(**tensors, implementation="cpu")

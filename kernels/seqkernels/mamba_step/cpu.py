@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from seqkernels.addresses import ONE, contiguous, may_bypass_dispatcher
 from seqkernels.mamba_step import cpu_kernels
@@ -55,6 +56,8 @@ def step(
     direct = may_bypass_dispatcher(xz_B2E)
     if inplace:
         y_BE = (_run_inplace if direct else _step_inplace)(xz_B2E, conv_state, state_BEN, *weights)
+        if direct:  # autograd cannot see it otherwise, where a graph has saved the states
+            increment_version((conv_state, state_BEN))
         return y_BE, conv_state, state_BEN
     return (_run if direct else _step)(xz_B2E, conv_state, state_BEN, *weights)
 

@@ -83,7 +83,8 @@ def mamba_step(
     )
     check_all(OP, "xz_B2E", xz_B2E, tensors)
     if not W or not N or not R:
-        raise ValueError(f"{OP}: W={W} of conv_weight_EW, N={N} of a_EN, R={R} of dt_proj_weight_ER: each must be at least 1")
+        widths = f"W={W} of conv_weight_EW, N={N} of a_EN, R={R} of dt_proj_weight_ER"
+        raise ValueError(f"{OP}: {widths}: each must be at least 1")
     real = accumulation_dtype(xz_B2E.dtype)
     for name, tensor in (("conv_state", conv_state), ("state_BEN", state_BEN)):
         if tensor.dtype != real:

@@ -77,7 +77,7 @@ def error_inputs() -> Iterator[ErrorInput]:
     yield broken("xz_B2E has shape", xz_B2E=torch.ones(2, 7))
     yield broken("a_EN has shape", a_EN=-torch.ones(3, 2))
     yield broken("conv_weight_EW has shape", conv_weight_EW=torch.tensor(1.0))
-    yield broken("R=0 of dt_proj_weight_ER: each must be at least 1", dt_proj_weight_ER=torch.ones(4, 0), x_proj_weight=torch.ones(4, 4))
+    yield broken("R=0 of dt_proj_weight_ER", dt_proj_weight_ER=torch.ones(4, 0), x_proj_weight=torch.ones(4, 4))
     yield broken("conv_state has shape", conv_state=torch.ones(2, 3, 4))
     yield broken("state_BEN is torch.bfloat16; states are torch.float32", state_BEN=torch.ones(2, 4, 2).bfloat16())
     yield broken("x_proj_weight has shape", x_proj_weight=torch.ones(4, 4))

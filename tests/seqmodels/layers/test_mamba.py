@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -105,6 +106,35 @@ def test_stepping_takes_the_fused_op(monkeypatch):
     with torch.no_grad():
         layer(x_BLD, state)
     assert len(calls) == 1
+
+
+@torch.no_grad()
+def test_steps_follow_weights_that_are_changed_replaced_or_parametrised():
+    """What a layer keeps between steps (A, a view of the filter) must never be that of other weights."""
+    torch.manual_seed(0)
+    layer, x_B1D = Mamba(12).eval(), torch.randn(2, 1, 12)
+    _, state = layer(torch.randn(2, 5, 12))
+
+    def step_equals_reference() -> torch.Tensor:
+        y_B1D, _ = layer(x_B1D, state)
+        layer.implementation = "reference"
+        expected, _ = layer(x_B1D, state)
+        layer.implementation = "auto"
+        torch.testing.assert_close(y_B1D, expected, rtol=1e-5, atol=1e-6)
+        return y_B1D
+
+    outputs = [step_equals_reference()]
+    layer.conv1d.weight.mul_(2)
+    outputs.append(step_equals_reference())
+    layer.A_log.add_(1)
+    outputs.append(step_equals_reference())
+    layer.conv1d.weight = torch.nn.Parameter(-layer.conv1d.weight)
+    layer.D = torch.nn.Parameter(layer.D * 3)
+    outputs.append(step_equals_reference())
+    torch.nn.utils.parametrizations.weight_norm(layer.conv1d, "weight")
+    layer.conv1d.parametrizations.weight.original0.mul_(2)  # type: ignore[union-attr]
+    outputs.append(step_equals_reference())
+    assert all(not torch.allclose(before, after) for before, after in pairwise(outputs))
 
 
 @pytest.mark.parametrize("bias", [False, True])
