@@ -132,7 +132,7 @@ def measure(
         "ms_p80": f"{p80:.4g}",
         "gelems_per_s": f"{spec.elements(shape) / p50 / 1e6:.4g}",
         "bound_share": f"{bound / p50:.3f}" if on_bound_gpu else "",
-        "peak_mib": f"{peak / 2**20:.1f}",
+        "peak_mib": "" if peak is None else f"{peak / 2**20:.1f}",
         **facts,
     }
 
@@ -168,11 +168,11 @@ def _call(spec: OpSpec, sample: Sample, mode: str, implementation: str) -> Calla
 
 def time_calls(
     calls: Sequence[Callable[[], object]], device: torch.device, seconds: float
-) -> tuple[list[float], float]:
+) -> tuple[list[float], float | None]:
     """Time the calls in turn.
 
     Returns:
-        Sorted times of single calls in ms, and the peak of additional memory of one call in bytes.
+        Sorted times of single calls in ms, and the peak of additional memory of one call in bytes (None on a CPU).
     """
     start = time.perf_counter()
     for index in range(WARM_UP_CALLS):
@@ -202,18 +202,15 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_bytes(call: Callable[[], object], device: torch.device) -> float:
-    """How much memory a call takes on top of what is there before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    reset_peak_rss()
-    before = peak_rss_bytes()
+def _peak_bytes(call: Callable[[], object], device: torch.device) -> float | None:
+    """How much memory a call takes on top of what is there before; CPUs keep no such count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     call()
-    return peak_rss_bytes() - before
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def reset_peak_rss() -> None:
