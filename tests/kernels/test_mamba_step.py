@@ -87,6 +87,8 @@ def test_large_sizes_take_torchs_products_and_threads_and_give_the_same(monkeypa
     torch.set_num_threads(2)
     try:
         got = mamba_step(**tensors, implementation="cpu")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(mamba_step(**tensors, implementation="cpu")[0], got[0])
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

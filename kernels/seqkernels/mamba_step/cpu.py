@@ -113,7 +113,7 @@ def _run_in_parts(call: tuple, work: int, x_proj: Tensor, dt_proj: Tensor, y: Te
     """Convolution, torch's matrix products, scan; `y` is given for its shape and dtype."""
     x = torch.empty_like(y)
     run_tasks(cpu_kernels.convolve, len(y), work // 4, *call, x.numpy())
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         dt_b_c = x @ x_proj.T
         dt = dt_b_c[:, : dt_proj.shape[1]] @ dt_proj.T
     run_tasks(cpu_kernels.scan, len(y), work, *call, (x.numpy(), dt_b_c.numpy(), dt.numpy()))
