@@ -1,9 +1,15 @@
-"""`seqmodels bench`: the time of each op at the shapes of its spec, printed and appended to a CSV file."""
+"""`seqmodels bench`: the time of each op at the shapes of its spec, or a study of experiments/ that times more.
+
+Rows are printed and appended to CSV files, with machine, versions and commit.
+"""
 
 from __future__ import annotations
 
 import difflib
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from seqmodels.cli.bars import bar
@@ -17,6 +23,8 @@ def run(words: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     show_log()
     config = compose("bench", words)
+    if config["study"] is not None:
+        return _run_study(str(config["study"]), [str(word) for word in config["arguments"]])
     from seqkernels.bench import table
 
     rows: list[dict[str, Any]] = []
@@ -29,6 +37,22 @@ def run(words: Sequence[str]) -> int:
     if config["output"] and rows:
         print(f"appended    {config['output']}")
     return 0
+
+
+def _run_study(name: str, arguments: Sequence[str]) -> int:
+    """Runs experiments/<name>/bench.py of this checkout in a process of its own."""
+    import seqmodels
+
+    folder = Path(seqmodels.__file__).parents[1] / "experiments"
+    known = sorted(path.parent.name for path in folder.glob("*/bench.py"))
+    if not known:
+        raise ValueError(f"study={name!r}: studies come with the repository, and {folder} holds none; clone it")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"study={name!r}: there is none{f'; did you mean {near[0]}?' if near else ''} Studies: {', '.join(known)}"
+        )
+    return subprocess.run([sys.executable, str(folder / name / "bench.py"), *arguments], check=False).returncode
 
 
 def _time(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:

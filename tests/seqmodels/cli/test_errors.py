@@ -39,6 +39,7 @@ from seqmodels.cli.compose import OverrideError, absolute_paths, compose, set_ke
         ("evaluate run=x splt=test", "there is no option 'splt'; did you mean split?"),
         ("score run=x", "fasta must be given"),
         ("bench op=selective_scam", "op='selective_scam': there is none; did you mean selective_scan?"),
+        ("bench study=cpu_l", "study='cpu_l': there is none; did you mean cpu_lm?"),
         ("bench op=rms_norm dtype=float8", "dtype='float8' must be one of float32"),
         ("doctor now", "doctor takes no options"),
     ],
