@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go, for a machine that is only lent: tests, checks, benchmarks, logs.
+# Everything that needs a GPU, in one go: tests, checks, benchmarks, logs.
 #
 #   bash experiments/gpu/run_all.sh FOLDER STEP...      logs go to FOLDER; steps are the functions below
 #
