@@ -36,9 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _loggers_as_they_were() -> Iterator[None]:
     """The command connects the project's loggers to the terminal; the next test must not inherit that."""
-    loggers = [logging.getLogger(name) for name in ("seqmodels", "seqkernels", "domains")]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
-    for logger, (handlers, level, propagate) in zip(loggers, before):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
+    for name in ("seqmodels", "seqkernels", "domains"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
