@@ -3,6 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Modules whose shape annotations (Float[Tensor, "B L D"]) are checked at run time while the tests run.
+comma := ,
+empty :=
+CHECKED := $(addprefix seqmodels.,layers backbones heads model training data.record data.collate \
+	inference.generate inference.decode inference.likelihood inference.load)
+SHAPE_CHECKS := --jaxtyping-packages=$(subst $(empty) $(empty),$(comma),$(strip $(CHECKED)) beartype.beartype)
 
 .PHONY: install demo test gpu-test lint clean help
 
@@ -24,7 +30,7 @@ demo: install    ## real DNA and real sound to trained models and their output; 
 test: install    ## lint, types and every test that needs no GPU
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu" $(SHAPE_CHECKS)
 
 gpu-test: install ## the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
