@@ -315,7 +315,8 @@ class _Reader:
         lone_return = histogram[_RETURN] and histogram[_RETURN] != np.count_nonzero(
             (text[:-1] == _RETURN) & (text[1:] == _NEWLINE)
         ) + int(text[-1] == _RETURN)
-        if lone_return:
+        controls = int(histogram[:32].sum() - histogram[[9, _NEWLINE, _RETURN]].sum())  # tabs and line ends are text
+        if lone_return and not controls:
             raise self.refuse(lines.where(start), r"line ends of CR alone; convert: tr '\r' '\n' < X > Y")
         if not len(wrong):
             return
