@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seqmodels.inference.graph import cuda_graph
+from seqmodels.inference.graph import WARM_UP_STEPS, cuda_graph
 from seqmodels.inference.sampling import Sampling
 from seqmodels.layers.state import State, assign_state, map_state, state_tensors, updating_in_place
 from seqmodels.model import SequenceModel
+
+log = logging.getLogger(__name__)
 
 
 class Decoder:
@@ -32,13 +36,17 @@ class Decoder:
         self.model, self.sampling = model, sampling
         self.penalty_V = sampling.penalty_V(logits_BV.shape[1], device)
         self.logits_BV, self.state = logits_BV.clone(), map_state(torch.clone, state)
-        self.uniform_QB = torch.zeros(chunk_len, B, dtype=torch.float64, device=device)
-        self.ids_QB = torch.zeros(chunk_len, B, dtype=torch.int64, device=device)
-        self.log_p_QB = torch.zeros(chunk_len, B, device=device)
+        rows = max(chunk_len, WARM_UP_STEPS)  # warming up draws too
+        self.uniform_QB = torch.zeros(rows, B, dtype=torch.float64, device=device)
+        self.ids_QB = torch.zeros(rows, B, dtype=torch.int64, device=device)
+        self.log_p_QB = torch.zeros(rows, B, device=device)
         self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self.step = self._step
         if device.type == "cuda":
-            self.step = cuda_graph(self._step, [self.logits_BV, self.position_1, *state_tensors(self.state)])
+            try:
+                self.step = cuda_graph(self._step, [self.logits_BV, self.position_1, *state_tensors(self.state)])
+            except RuntimeError as error:
+                log.warning("steps are launched one by one, which is slow: no CUDA graph of them (%s)", error)
 
     @torch.no_grad()
     def run(self, uniform_QB: Float[Tensor, "Q B"]) -> tuple[Int[Tensor, "B Q"], Float[Tensor, "B Q"]]:

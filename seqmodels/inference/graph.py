@@ -26,19 +26,24 @@ def cuda_graph(step: Callable[[], None], changed: Sequence[Tensor]) -> Callable[
 
     Returns:
         `replay()`. It runs on the current stream and does not wait.
+
+    Raises:
+        RuntimeError: `step` does something that cannot be captured; `changed` is as it was.
     """
     kept = [tensor.clone() for tensor in changed]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP_STEPS):
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_STEPS):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    for tensor, value in zip(changed, kept):
-        tensor.copy_(value)
+    finally:
+        for tensor, value in zip(changed, kept):
+            tensor.copy_(value)
     return graph.replay
 
 
