@@ -95,7 +95,7 @@ def language_model(d_model: int, n_layers: int, vocab_size: int, recompute: str 
 
 def training_rows() -> Iterator[dict[str, Any]]:
     for (d_model, n_layers, B, L), (peer_ms, _peer_gib) in TRAINING.items():
-        for recompute in ("nothing", "inputs"):
+        for recompute in ("nothing", "inputs", "all"):
             torch.manual_seed(0)
             model = language_model(d_model, n_layers, 16, recompute)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
