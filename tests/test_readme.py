@@ -76,6 +76,8 @@ def test_every_command_of_the_readme_runs(own_files, capfd):
         if "experiment=quickstart_dna" in words:
             dna_run = own_files / "runs" / f"run{number}"
     assert (own_files / "scored.vcf").exists()
+    (made,) = own_files.glob("runs/*/results/*.fa")
+    assert set("".join(made.read_text().splitlines()[1::2])) <= set("ACGT"), "special tokens were drawn"
     assert dna_run is not None
     assert "\n3,valid," in (dna_run / "metrics.csv").read_text(), "resumed from step 2 to step 3"
 

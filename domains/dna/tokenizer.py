@@ -136,6 +136,7 @@ class DnaTokenizer:
     mask_id = MASK
     unit = "base"
     file_suffix = ".fa"
+    drawn_ids = BASE_IDS  # generation draws A, C, G, T: neither N nor special tokens
 
     def __init__(self, *, iupac: str = "n"):
         if iupac not in ("n", "error"):

@@ -30,7 +30,8 @@ def generate_run(config: Mapping[str, Any]) -> list[str]:
     loaded = load(config["run"], config["device"], which=config["checkpoint"], objective="next_token")
     tokenizer, count = loaded.tokenizer, config["num_samples"]
     length = _length(config, tokenizer)
-    sampling = Sampling(config["temperature"], config["top_k"], config["top_p"], config["seed"])
+    allowed_ids = getattr(tokenizer, "drawn_ids", None)  # bases, say, and no special tokens; all where it names none
+    sampling = Sampling(config["temperature"], config["top_k"], config["top_p"], config["seed"], allowed_ids)
     prompt_ids = None if config["prompt"] is None else tokenizer.read_prompt(str(config["prompt"]))
     with bar("generating", length * count, tokenizer.unit) as move:
         made = generate(

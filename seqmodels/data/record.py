@@ -95,6 +95,9 @@ class Tokenizer(Protocol):
         start_id: the id put before the first symbol, so that L symbols give L predictions.
         unit: what one id stands for, singular, as reports print it ("base", "sample").
         file_suffix: the suffix of files that `write` makes (".fa", ".wav").
+
+    A tokenizer with ids that make no sense in a generated sequence (padding, masks) also has `drawn_ids`, the ids that
+    generation may draw.
     """
 
     vocab_size: int
