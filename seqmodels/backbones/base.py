@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -13,12 +14,17 @@ from seqmodels.layers.state import State
 class Backbone(nn.Module, ABC):
     """Maps ids_BL to hidden_BLD under the same laws as a `SequenceLayer`.
 
+    Class attributes:
+        strands: how many hidden states of d_model channels stand at a position: 2 in reverse-complement equivariant
+            backbones, which need a head for two strands.
+
     Attributes:
-        d_model: width of the hidden states.
+        d_model: width of the hidden states (of each strand).
         vocab_size: ids are 0..vocab_size-1.
         embedding: the table of ids; a tied head shares its weight.
     """
 
+    strands: ClassVar[int] = 1
     d_model: int
     vocab_size: int
     embedding: nn.Embedding

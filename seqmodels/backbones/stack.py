@@ -2,11 +2,16 @@
 
 ids_BL -> hidden_BLD. Names are the published ones (`embedding`, `layers.i.norm`, `layers.i.mixer`, `norm_f`), so a
 released state dict loads unchanged.
+
+    Stack(vocab_size=12, d_model=128, layer=Mamba, n_layers=8)
+    Stack(vocab_size=12, d_model=128, pattern="M-M*-", layers={"M": Mamba2, "*": Attention, "-": MLP})
+    Stack(vocab_size=12, d_model=128, pattern="*-", n_layers=24, layers={"*": Attention, "-": MLP})  # 12 times "*-"
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seqmodels.backbones.base import Backbone
+from seqmodels.backbones.pattern import factories
 from seqmodels.layers.base import LayerFactory, SequenceLayer, require_positive
 from seqmodels.layers.norm import RMSNorm
 from seqmodels.layers.state import State
@@ -48,20 +54,24 @@ class Block(nn.Module):
 
 
 class Stack(Backbone):
-    """n_layers equal blocks around one kind of layer.
+    """Blocks around one kind of layer, or around several in the order of a pattern.
 
     Args:
         vocab_size: ids are 0..vocab_size-1.
         d_model: width D of the residual stream.
-        n_layers: number of blocks.
-        layer: makes one layer from d_model, e.g. `functools.partial(Mamba, d_state=16)`.
+        layer: makes one layer from d_model, e.g. `functools.partial(Mamba, d_state=16)`; the same for every block.
+        n_layers: number of blocks. With a pattern, a multiple of its length (it is repeated) or None (it stands once).
+        pattern: instead of `layer`, one letter a block, as published: M Mamba-2, m Mamba, * attention, - MLP, s S4D
+            and what else `seqmodels.backbones.pattern.LETTERS` or `layers` names.
+        layers: with a pattern, letter or word ("M" or "mamba2") -> layer factory.
         norm_eps: epsilon of every RMSNorm.
         residual_in_fp32: keep the residual stream in fp32 under autocast.
         pad_vocab_to: the embedding's rows are rounded up to a multiple of this (released models: 8).
         checkpoint_blocks: recompute each block in backward: about 1/10 of the activation memory for a third more time.
 
     Raises:
-        ValueError: vocab_size, d_model, n_layers or pad_vocab_to is below 1.
+        ValueError: vocab_size, d_model, n_layers or pad_vocab_to is below 1; not one of layer and pattern; a pattern
+            with an unknown letter; n_layers that the pattern's length does not divide.
     """
 
     def __init__(
@@ -69,20 +79,25 @@ class Stack(Backbone):
         *,
         vocab_size: int,
         d_model: int,
-        n_layers: int,
-        layer: LayerFactory,
+        layer: LayerFactory | None = None,
+        n_layers: int | None = None,
+        pattern: str | None = None,
+        layers: Mapping[str, LayerFactory] | None = None,
         norm_eps: float = 1e-5,
         residual_in_fp32: bool = True,
         pad_vocab_to: int = 8,
         checkpoint_blocks: bool = False,
     ):
         super().__init__()
-        require_positive(vocab_size=vocab_size, d_model=d_model, n_layers=n_layers, pad_vocab_to=pad_vocab_to)
+        require_positive(vocab_size=vocab_size, d_model=d_model, pad_vocab_to=pad_vocab_to)
+        if n_layers is not None:
+            require_positive(n_layers=n_layers)
         self.vocab_size, self.d_model = vocab_size, d_model
         self.checkpoint_blocks = checkpoint_blocks
         self.embedding = nn.Embedding(round_up(vocab_size, pad_vocab_to), d_model)
         self.layers = nn.ModuleList(
-            Block(layer(d_model), d_model, norm_eps, residual_in_fp32) for _ in range(n_layers)
+            Block(factory(d_model), d_model, norm_eps, residual_in_fp32)
+            for factory in _factories(layer, n_layers, pattern, layers)
         )
         self.norm_f = RMSNorm(d_model, norm_eps)
         self.residual_in_fp32 = residual_in_fp32
@@ -122,6 +137,33 @@ class Stack(Backbone):
         assert residual_BLD is not None, "there is at least one block"
         hidden_BLD, _ = self.norm_f.add(x_BLD, residual_BLD, residual_in_fp32=self.residual_in_fp32)
         return hidden_BLD, tuple(new_states)
+
+
+def _factories(
+    layer: LayerFactory | None,
+    n_layers: int | None,
+    pattern: str | None,
+    layers: Mapping[str, LayerFactory] | None,
+) -> list[LayerFactory]:
+    """One factory a block, from either way of saying it."""
+    if pattern is None:
+        if layer is None or n_layers is None or layers is not None:
+            raise ValueError("a stack needs layer and n_layers, or pattern and layers")
+        return [layer] * n_layers
+    if layer is not None or layers is None:
+        raise ValueError(
+            f"pattern={pattern!r} takes its layers from `layers` (letter or word -> layer), not from `layer`:"
+            " give layers, and layer=null"
+        )
+    once = factories(pattern, layers)
+    if n_layers is not None and n_layers % len(once):
+        below = n_layers // len(once) * len(once)
+        near = f"{below} or {below + len(once)}" if below else f"{len(once)}"
+        raise ValueError(
+            f"n_layers={n_layers} is no multiple of the {len(once)} blocks of pattern {pattern!r}; leave n_layers out,"
+            f" or take {near}"
+        )
+    return once * (1 if n_layers is None else n_layers // len(once))
 
 
 def round_up(size: int, multiple: int) -> int:
