@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqmodels.layers.state import State, select_state, state_tensors
+from seqmodels.layers.state import State, recurrent_tensors, select_state, state_tensors
 
 Module = Callable[..., tuple[Tensor, State]]
 TOLERANCE = 2e-5  # of the largest value: fp32 sums in another order
@@ -140,14 +140,14 @@ def check_packing(module: Module, x: Tensor) -> None:
 
 
 def check_state_dtype(module: Module, x: Tensor) -> None:
-    """Floating-point state is fp32 (or wider), with fp32 activations and under bf16 autocast."""
+    """Recurrent floating-point state is fp32 (or wider), with fp32 activations and under bf16 autocast."""
     with torch.no_grad():
         states = {"fp32": module(x)[1]}
         with torch.autocast(x.device.type, torch.bfloat16):
             y, states["bf16 autocast"] = module(x)
     assert torch.isfinite(y).all(), "not finite under bf16 autocast"
     for mode, state in states.items():
-        for tensor in state_tensors(state):
+        for tensor in recurrent_tensors(state):
             is_narrow = tensor.is_floating_point() and tensor.element_size() < 4
             assert not is_narrow, f"a state tensor is {tensor.dtype} with {mode}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,17 +23,22 @@ class SequenceLayer(nn.Module, ABC):
     - sequences packed end to end with `cu_seqlens` give what they give alone;
     - recurrent state is fp32, under autocast too.
 
-    Class attributes:
+    Attributes, of the class or, where an argument decides, of the instance:
         is_causal: whether y[:, t] depends on x[:, :t+1] alone.
         residual_projections: names of the linear sub-modules whose output is added to the residual stream; a stack
             divides their initial weights by sqrt(number of residual additions).
+        needs_gpu: whether the layer runs on a CUDA GPU only (kernels of an optional package).
+
+    A layer without memory returns `()` as its state. Where a state keeps activations instead of recurrent values (a
+    cache of keys and values), its type says so: `holds_activations` (see state.py).
 
     Parameters that must not be decayed although they are matrices carry the attribute `_no_weight_decay = True`
     (the published mark; biases and vectors are never decayed anyway).
     """
 
-    is_causal: ClassVar[bool] = True
-    residual_projections: ClassVar[tuple[str, ...]] = ("out_proj",)
+    is_causal: bool = True
+    residual_projections: tuple[str, ...] = ("out_proj",)
+    needs_gpu: bool = False
 
     @abstractmethod
     def forward(

@@ -4,6 +4,12 @@ A state is a tensor, or a (named) tuple of states, or None ("start from zero"; a
 returns inside a tuple is `()`). Dimension 0 of every tensor is the batch (or, with cu_seqlens, the sequence), so
 rows can be taken, repeated and joined without knowing the layer. Recurrent values are fp32 whatever the
 activations are.
+
+A state type that is more than its tensors says so itself, and the functions below heed it wherever it is nested:
+
+- `holds_activations = True`: its tensors are activations in their own dtype (a key-value cache), not recurrent values;
+- `select_rows(rows)`, `concat_rows(states)`: its rows may differ in length, so taking and joining them needs thought;
+- `reserve(positions)`: it grows with what it reads, and can make room beforehand.
 """
 
 from __future__ import annotations
@@ -39,6 +45,15 @@ def state_tensors(state: State) -> Iterator[Tensor]:
             yield from state_tensors(part)
 
 
+def recurrent_tensors(state: State) -> Iterator[Tensor]:
+    """The tensors of a state that hold recurrent values: all but those of types with `holds_activations`."""
+    if isinstance(state, Tensor):
+        yield state
+    elif state is not None and not getattr(state, "holds_activations", False):
+        for part in state:
+            yield from recurrent_tensors(part)
+
+
 def detach_state(state: State) -> State:
     """Cuts the gradient: what truncated back-propagation puts between two pieces."""
     return map_state(Tensor.detach, state)
@@ -50,6 +65,10 @@ def select_state(state: State, rows_K: Int[Tensor, " K"] | Sequence[int]) -> Sta
     def take(tensor: Tensor) -> Tensor:
         return tensor.index_select(0, torch.as_tensor(rows_K, device=tensor.device, dtype=torch.int64))
 
+    if hasattr(state, "select_rows"):
+        return state.select_rows(rows_K)
+    if isinstance(state, tuple):
+        return _like(state, [select_state(part, rows_K) for part in state])
     return map_state(take, state)
 
 
@@ -60,7 +79,21 @@ def concat_states(states: Sequence[State]) -> State:
         return None
     if isinstance(first, Tensor):
         return torch.cat(list(states), dim=0)
+    if hasattr(first, "concat_rows"):
+        return first.concat_rows(states)
     return _like(first, [concat_states(parts) for parts in zip(*states, strict=True)])
+
+
+def reserve_state(state: State, positions: int) -> State:
+    """The same state with room to read `positions` more in place: fixed memory, which a CUDA graph of a step needs.
+
+    States of constant size come back as they are; what grows (a key-value cache) is moved to a larger buffer.
+    """
+    if hasattr(state, "reserve"):
+        return state.reserve(positions)
+    if isinstance(state, tuple):
+        return _like(state, [reserve_state(part, positions) for part in state])
+    return state
 
 
 def assign_state(old: State, new: State) -> None:
