@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqmodels.backbones.base import Backbone
@@ -24,11 +25,17 @@ class SequenceModel(nn.Module):
         head: hidden states to logits; a tied `NextTokenHead` takes the backbone's embedding table.
 
     Raises:
-        ValueError: a tied head's table has not the embedding's shape.
+        ValueError: a tied head's table has not the embedding's shape, or the head is for another number of strands.
     """
 
     def __init__(self, backbone: Backbone, head: Head):
         super().__init__()
+        if backbone.strands != head.strands:
+            raise ValueError(
+                f"{type(backbone).__name__} gives {_STRANDS[backbone.strands]} and {type(head).__name__} reads "
+                f"{_STRANDS[head.strands]}: an RC-equivariant backbone needs an RC head (head=rc_classification), "
+                "and no other backbone does"
+            )
         self.backbone = backbone
         self._head_name = head.published_name
         self._modules[self._head_name] = head  # not add_module: it refuses "head", which is also the property's name
@@ -59,11 +66,34 @@ class SequenceModel(nn.Module):
             ids_BL: int64 ids in 0..vocab_size-1.
             state: what the previous piece returned; None starts from zero.
             cu_seqlens: offsets of sequences packed into one row (B == 1); the state then has one row a sequence.
-            lengths_B: real positions of each row, padding on the right; pooling heads need it. The returned state
-                of a padded row has seen its padding.
+            lengths_B: real positions of each row, padding on the right; pooling heads need it, and so do backbones
+                that are not causal (they never see the padding). The returned state of a padded row has seen its
+                padding.
         """
-        hidden_BLD, state = self.backbone(ids_BL, state, cu_seqlens=cu_seqlens)
+        if lengths_B is not None and cu_seqlens is None and not self.backbone.is_causal:
+            hidden_BLD, state = self._without_padding(ids_BL, lengths_B)
+        else:
+            hidden_BLD, state = self.backbone(ids_BL, state, cu_seqlens=cu_seqlens)
         return self.head(hidden_BLD, lengths_B), state
+
+    def _without_padding(
+        self, ids_BL: Int[Tensor, "B L"], lengths_B: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B L D"], State]:
+        """Hidden states of the real positions, 0 elsewhere: what reads from both ends must not begin in padding.
+
+        Rows of unequal length run packed end to end, which every layer can do and which costs no work on padding.
+        """
+        is_real_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B.to(ids_BL.device)[:, None]
+        if bool(is_real_BL.all()):
+            return self.backbone(ids_BL)
+        ends_B = is_real_BL.sum(dim=1).cumsum(dim=0)
+        cu_seqlens = torch.cat([ends_B.new_zeros(1), ends_B]).to(torch.int32)
+        packed_1TD, state = self.backbone(ids_BL[is_real_BL][None], cu_seqlens=cu_seqlens)
+        hidden_BLD = packed_1TD.new_zeros(*ids_BL.shape, packed_1TD.shape[-1])
+        return hidden_BLD.masked_scatter(is_real_BL[..., None], packed_1TD), state
+
+
+_STRANDS = {1: "one strand", 2: "two strands"}
 
 
 def model_spec(

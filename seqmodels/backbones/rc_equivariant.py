@@ -51,6 +51,7 @@ class RCPSStack(Backbone):
     """
 
     strands: ClassVar[int] = 2
+    embedding: RCPSEmbedding
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class RCPSStack(Backbone):
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         for mixer in self.mixers:
             for name in mixer.residual_projections:
-                mixer.get_submodule(name).weight.div_(math.sqrt(len(self.layers)))  # type: ignore[operator]
+                mixer.get_submodule(name).weight.div_(math.sqrt(len(self.layers)))  # type: ignore
 
     @property
     def mixers(self) -> list[SequenceLayer]:

@@ -57,11 +57,14 @@ class Head(nn.Module, ABC):
 
     Class attributes:
         published_name: the attribute of the model that holds the head, and so the prefix of its parameters.
-        objective: "next_token" (targets at every position) or "classify" (one label a sequence).
+        objective: "next_token" (targets at every position), "masked_token" (targets where the input hides them) or
+            "classify" (one label a sequence).
+        strands: hidden states that it expects at a position, see `Backbone.strands`.
     """
 
     published_name: ClassVar[str]
     objective: ClassVar[str]
+    strands: ClassVar[int] = 1
 
     @abstractmethod
     def forward(self, hidden_BLD: Float[Tensor, "B L D"], lengths_B: Int[Tensor, " B"] | None = None) -> Tensor:
