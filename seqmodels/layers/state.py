@@ -9,6 +9,7 @@ A state type that is more than its tensors says so itself, and the functions bel
 
 - `holds_activations = True`: its tensors are activations in their own dtype (a key-value cache), not recurrent values;
 - `select_rows(rows)`, `concat_rows(states)`: its rows may differ in length, so taking and joining them needs thought;
+- `empty_rows(count)`: rows that have read nothing are not zeros of the same shape;
 - `reserve(positions)`: it grows with what it reads, and can make room beforehand.
 """
 
@@ -82,6 +83,20 @@ def concat_states(states: Sequence[State]) -> State:
     if hasattr(first, "concat_rows"):
         return first.concat_rows(states)
     return _like(first, [concat_states(parts) for parts in zip(*states, strict=True)])
+
+
+def empty_rows(state: State, count: int) -> State:
+    """A state of the same kind as `state` with `count` rows that have read nothing: what None stands for, as tensors.
+
+    Zeros are the start of every recurrence; a state type for which they are not has `empty_rows(count)`.
+    """
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return state.new_zeros(count, *state.shape[1:])
+    if hasattr(state, "empty_rows"):
+        return state.empty_rows(count)
+    return _like(state, [empty_rows(part, count) for part in state])
 
 
 def reserve_state(state: State, positions: int) -> State:
