@@ -1,0 +1,263 @@
+"""Diagonal linear time-invariant systems: the core of S4D, one system of N modes a channel, run in two modes.
+
+    h_t = abar h_{t-1} + bbar u_t
+    y_t = gain Re(sum_n c_n h_t,n)          gain 2 for complex modes, which stand for a conjugate pair each; else 1
+
+`step` is the recurrence. `run` is the same for any L by convolution: with h_{-1} the incoming state,
+
+    y_t = sum_k K_k u_{t-k} + gain Re(c abar^{t+1} h_{-1}),        K_k = gain Re(sum_n c_n abar_n^k bbar_n)
+    h_{L-1} = abar^L h_{-1} + sum_k abar^k bbar u_{L-1-k}
+
+(S4D: Gu et al. 2022, arXiv:2206.11893, section 2; the convolution is S4's, Gu et al. 2021, arXiv:2111.00396, eq. 4
+and 5). The convolution is an FFT in fp32, also under autocast. Everything that is a power of abar is computed in
+float64 from the logarithm of abar: at L = 2^20 the phase of abar^k is millions of radians, of which fp32 keeps none.
+
+Memory: the (E, N, L) Vandermonde matrix is never made. Powers up to L are products of about sqrt(L) large and
+sqrt(L) small ones, so a kernel of length L takes a matrix product of (sqrt(L), N) by (N, sqrt(L)) a channel.
+Channels are worked off in blocks whose transient memory is at most about 1.5 GiB however long L is (more only where
+one channel alone exceeds that), and what backward needs of a block is made again: a layer keeps its input and
+output. At B = 1, E = 64, N = 64, L = 2^20 on a CPU: input and output 256 MiB each, forward without gradients peaks
+below 2 GiB, where the Vandermonde matrix alone would be 16 GiB.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Complex, Float, Int
+from seqkernels.checks import accumulation_dtype, check_cu_seqlens, complex_of
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+BLOCK_ELEMENTS = 2**26  # of a block's zero-padded input: 256 MiB in fp32
+
+DISCRETISATIONS = ("zoh", "bilinear")
+
+
+class DiagonalSystem(NamedTuple):
+    """E independent discrete systems of N modes.
+
+    Attributes:
+        log_abar_EN: complex128, a logarithm of abar (of real modes too: bilinear real ones may be negative).
+        bbar_EN: complex128.
+        c_EN: complex128.
+        is_complex: False when all modes are real; imaginary parts above are then zero (or i pi in the logarithm).
+    """
+
+    log_abar_EN: Complex[Tensor, "E N"]
+    bbar_EN: Complex[Tensor, "E N"]
+    c_EN: Complex[Tensor, "E N"]
+    is_complex: bool
+
+
+def discretise(
+    a_EN: Complex[Tensor, "E N"], dt_E1: Float[Tensor, "E 1"], method: str
+) -> tuple[Complex[Tensor, "E N"], Complex[Tensor, "E N"]]:
+    """A continuous system h' = a h + u (b = 1) with step dt as (log abar, bbar); complex128 and float64 in.
+
+    "zoh", exact for an input that is constant over each step: abar = exp(dt a), bbar = (dt a)^-1 (exp(dt a) - 1) dt
+    (Mamba, arXiv:2312.00752, eq. 4). "bilinear": abar = (1 + dt a / 2) / (1 - dt a / 2), bbar = dt / (1 - dt a / 2)
+    (S4, arXiv:2111.00396, eq. 3).
+    """
+    z_EN = dt_E1 * a_EN
+    if method == "zoh":
+        return z_EN, (torch.exp(z_EN) - 1) / a_EN
+    assert method == "bilinear", method
+    return torch.log((1 + z_EN / 2) / (1 - z_EN / 2)), dt_E1 / (1 - z_EN / 2)
+
+
+class StepFactors(NamedTuple):
+    """What `step` reads, in the arithmetic's dtype: complex for complex modes, else real."""
+
+    abar_EN: Float[Tensor, "E N"] | Complex[Tensor, "E N"]
+    bbar_EN: Float[Tensor, "E N"] | Complex[Tensor, "E N"]
+    c_EN: Float[Tensor, "E N"] | Complex[Tensor, "E N"]
+
+
+def step_factors(system: DiagonalSystem, real: torch.dtype) -> StepFactors:
+    """A system rounded for the recurrence in fp32 or float64."""
+    values = (torch.exp(system.log_abar_EN), system.bbar_EN, system.c_EN)
+    if system.is_complex:
+        return StepFactors(*(value.to(complex_of(real)) for value in values))
+    return StepFactors(*(value.real.to(real) for value in values))
+
+
+def step(
+    u_BE: Float[Tensor, "B E"], factors: StepFactors, state_BEN: Float[Tensor, "B E N *re_im"] | None
+) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E N *re_im"]]:
+    """The recurrence for one position: (y_BE, new state), both in the accumulation dtype of u."""
+    real = accumulation_dtype(u_BE.dtype)
+    is_complex = factors.bbar_EN.is_complex()
+    h_BEN = factors.bbar_EN * u_BE.to(real)[..., None]
+    if state_BEN is not None:
+        state_BEN = state_BEN.to(real).contiguous()
+        h_BEN = h_BEN + factors.abar_EN * (torch.view_as_complex(state_BEN) if is_complex else state_BEN)
+    y_BE = (factors.c_EN * h_BEN).sum(dim=-1)
+    return (2 * y_BE.real, torch.view_as_real(h_BEN)) if is_complex else (y_BE, h_BEN)
+
+
+def run(
+    u_BLE: Float[Tensor, "B L E"],
+    system: DiagonalSystem,
+    state_SEN: Float[Tensor, "S E N *re_im"] | None,
+    cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
+) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "S E N *re_im"]]:
+    """The convolution mode, any L: (y_BLE, state after the last position), in the accumulation dtype of u.
+
+    Args:
+        u_BLE: input.
+        system: E systems.
+        state_SEN: the state before the first position (S is B, or nseq with cu_seqlens); complex modes have a last
+            dimension of real and imaginary part. None starts from zero.
+        cu_seqlens: offsets of packed sequences. Their values are read on the host: sequences of like length run as
+            one batch, at most twice as long as they are.
+    """
+    if cu_seqlens is not None:
+        return _run_packed(u_BLE, system, state_SEN, cu_seqlens)
+    return _run_batch(u_BLE, system, state_SEN, None)
+
+
+def _run_packed(
+    u_1LE: Tensor, system: DiagonalSystem, state_SEN: Tensor | None, cu_seqlens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sequences whose lengths have the same number of binary digits are padded into one batch."""
+    check_cu_seqlens("S4D", cu_seqlens, u_1LE.shape[0], u_1LE.shape[1])
+    groups: dict[int, list[tuple[int, int, int]]] = {}
+    for row, (first, last) in enumerate(pairwise(cu_seqlens.tolist())):
+        groups.setdefault((last - first - 1).bit_length(), []).append((row, first, last - first))
+    outputs, positions, states, rows = [], [], [], []
+    for members in groups.values():
+        rows_S, firsts_S, lengths_S = torch.tensor(members, device=u_1LE.device).unbind(dim=1)
+        offsets_L = torch.arange(max(length for _, _, length in members), device=u_1LE.device)
+        is_real_SL = offsets_L < lengths_S[:, None]
+        at_SL = firsts_S[:, None] + torch.minimum(offsets_L, lengths_S[:, None] - 1)
+        u_SLE = u_1LE[0, at_SL].masked_fill(~is_real_SL[..., None], 0.0)
+        state = None if state_SEN is None else state_SEN.index_select(0, rows_S)
+        y_SLE, final = _run_batch(u_SLE, system, state, lengths_S)
+        outputs.append(y_SLE[is_real_SL])
+        positions.append(at_SL[is_real_SL])
+        states.append(final)
+        rows.append(rows_S)
+    y_LE, final_SEN = torch.cat(outputs), torch.cat(states)
+    y_LE = torch.zeros_like(y_LE).index_copy(0, torch.cat(positions), y_LE)
+    return y_LE[None], torch.zeros_like(final_SEN).index_copy(0, torch.cat(rows), final_SEN)
+
+
+def _run_batch(
+    u_BLE: Tensor, system: DiagonalSystem, state_BEN: Tensor | None, lengths_B: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Blocks of channels, one after the other; backward makes each block's transients again."""
+    B, L, E = u_BLE.shape
+    modes = system.bbar_EN.shape[1] * (2 if system.is_complex else 1)
+    a_channel = B * max(fft_size(L), 4 * modes * _power_chunk(L))  # float64 state sums, 8 bytes each
+    block = min(E, max(1, BLOCK_ELEMENTS // a_channel))
+    results = []
+    for first in range(0, E, block):
+        e = slice(first, first + block)
+        part = DiagonalSystem(system.log_abar_EN[e], system.bbar_EN[e], system.c_EN[e], system.is_complex)
+        arguments = (u_BLE[..., e], part, None if state_BEN is None else state_BEN[:, e], lengths_B)
+        if torch.is_grad_enabled():
+            results.append(
+                checkpoint(_run_block, *arguments, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
+            )
+        else:
+            results.append(_run_block(*arguments))
+    if len(results) == 1:
+        return results[0]
+    return torch.cat([y for y, _ in results], dim=2), torch.cat([final for _, final in results], dim=1)
+
+
+def _run_block(
+    u_BLE: Tensor, system: DiagonalSystem, state_BEN: Tensor | None, lengths_B: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The equations of the module's head; rows longer than their length hold zeros behind it."""
+    real = accumulation_dtype(u_BLE.dtype)
+    u_BEL = u_BLE.transpose(1, 2).to(real).contiguous()
+    L = u_BEL.shape[-1]
+    kernel_EL = _responses(system, system.bbar_EN[None], L)[0]
+    y_BEL = fft_convolution(u_BEL, kernel_EL.to(real))
+    final_BEN = _driven_state(_reversed(u_BEL, lengths_B), system)
+    if state_BEN is not None:
+        h_BEN = _modes(state_BEN, system.is_complex)
+        y_BEL = y_BEL + _responses(system, torch.exp(system.log_abar_EN) * h_BEN, L).to(real)
+        steps = L if lengths_B is None else lengths_B[:, None, None]
+        final_BEN = final_BEN + torch.exp(steps * system.log_abar_EN) * h_BEN
+    final = torch.view_as_real(final_BEN) if system.is_complex else final_BEN.real
+    return y_BEL.transpose(1, 2), final.to(real)
+
+
+def fft_convolution(u_BEL: Float[Tensor, "B E L"], kernel_EL: Float[Tensor, "E L"]) -> Float[Tensor, "B E L"]:
+    """sum_k kernel_k u_{t-k}, causal: both are zero-padded to 2L, so nothing wraps around."""
+    L, size = u_BEL.shape[-1], fft_size(u_BEL.shape[-1])
+    spectrum_BEK = torch.fft.rfft(u_BEL, n=size) * torch.fft.rfft(kernel_EL, n=size)
+    return torch.fft.irfft(spectrum_BEK, n=size)[..., :L]
+
+
+def fft_size(length: int) -> int:
+    """The smallest even number of at least 2 * length whose prime factors are 2, 3 and 5, with few of the latter."""
+    power = 1 << (2 * length - 1).bit_length()
+    fitting = (power * odd // full for odd, full in ((9, 16), (5, 8), (3, 4), (15, 16)) if power >= 2 * full)
+    return min((size for size in fitting if size >= 2 * length), default=power)
+
+
+def _power_chunk(length: int) -> int:
+    """Q, the number of small powers of abar: about sqrt(length)."""
+    return 1 << math.ceil(math.log2(length) / 2)
+
+
+def _powers(system: DiagonalSystem, stride: int, count: int) -> Complex[Tensor, "E count N"]:
+    """abar^(0, stride, 2 stride, ...), `count` of them."""
+    exponents = torch.arange(count, device=system.bbar_EN.device, dtype=torch.float64) * stride
+    return torch.exp(exponents[:, None] * system.log_abar_EN[:, None])
+
+
+def _small_powers(system: DiagonalSystem, count: int) -> Float[Tensor, "E count modes"]:
+    """abar^0 ... abar^(count-1) in real numbers: real and imaginary parts side by side."""
+    return _in_real_numbers(_powers(system, 1, count), system.is_complex)
+
+
+def _in_real_numbers(values_N: Complex[Tensor, "*dims N"], is_complex: bool) -> Float[Tensor, "*dims modes"]:
+    return torch.view_as_real(values_N).flatten(-2) if is_complex else values_N.real
+
+
+def _modes(state_BEN: Tensor, is_complex: bool) -> Complex[Tensor, "B E N"]:
+    """A carried state as complex128."""
+    state_BEN = state_BEN.double()
+    return torch.view_as_complex(state_BEN.contiguous()) if is_complex else torch.complex(state_BEN, 0 * state_BEN)
+
+
+def _responses(
+    system: DiagonalSystem, start_BEN: Complex[Tensor, "B E N"], length: int
+) -> Float[Tensor, "B E {length}"]:
+    """gain Re(sum_n c_n abar_n^k start_n) for k = 0 .. length-1, float64."""
+    chunk = _power_chunk(length)
+    chunks = -(-length // chunk)
+    rows_BEMN = (system.c_EN * start_BEN)[:, :, None] * _powers(system, chunk, chunks)
+    # Re(w v) = Re(w) Re(v) - Im(w) Im(v): a real matrix product, with w conjugated
+    rows_BEMm = _in_real_numbers((2 if system.is_complex else 1) * rows_BEMN.conj().resolve_conj(), system.is_complex)
+    response_BEMQ = rows_BEMm @ _small_powers(system, chunk).transpose(1, 2)
+    return response_BEMQ.flatten(-2)[..., :length]
+
+
+def _driven_state(reversed_BEL: Float[Tensor, "B E L"], system: DiagonalSystem) -> Complex[Tensor, "B E N"]:
+    """sum_k abar^k bbar u_{last-k}: what the input alone leaves in the state, complex128."""
+    L = reversed_BEL.shape[-1]
+    chunk = _power_chunk(L)
+    padded_BEL = torch.nn.functional.pad(reversed_BEL.double(), (0, -L % chunk))
+    sums_BEMm = padded_BEL.unflatten(-1, (-1, chunk)) @ _small_powers(system, chunk)
+    if system.is_complex:
+        sums_BEMN = torch.view_as_complex(sums_BEMm.unflatten(-1, (-1, 2)).contiguous())
+    else:
+        sums_BEMN = torch.complex(sums_BEMm, 0 * sums_BEMm)
+    return system.bbar_EN * (sums_BEMN * _powers(system, chunk, sums_BEMN.shape[2])).sum(dim=2)
+
+
+def _reversed(u_BEL: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Every row from its own last position backwards, zeros behind its first."""
+    if lengths_B is None:
+        return u_BEL.flip(-1)
+    at_BL = lengths_B[:, None] - 1 - torch.arange(u_BEL.shape[-1], device=u_BEL.device)
+    return u_BEL.gather(-1, at_BL.clamp(min=0)[:, None].expand_as(u_BEL)).masked_fill(at_BL[:, None] < 0, 0.0)
