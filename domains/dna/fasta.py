@@ -16,7 +16,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -26,11 +26,14 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from domains.dna import fasta_scan
+from domains.dna.names import close_names
 from domains.dna.tokenizer import COUNTED, reverse_complement
+from domains.dna.twobit import TwoBit, is_twobit
 
 log = logging.getLogger(__name__)
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".fa.gz", ".fasta.gz", ".fna.gz", ".fa.bgz", ".fna.bgz")
+SUFFIXES = (*FASTA_SUFFIXES, ".2bit")
 EXAMPLE_PREFIX = "example:"
 _CACHED_BLOCKS = 64  # decompressed bgzip blocks kept by each process: 64 x 64 KiB = 4 MiB
 
@@ -181,8 +184,13 @@ class Fasta:
         return f"Fasta({self.path!r}, {len(self.names)} records, {sum(self.lengths.values())} bases, {self.kind})"
 
 
+def open_sequences(path: str | os.PathLike) -> Fasta | TwoBit:
+    """A reader of one file, FASTA or 2bit, told apart by its first bytes."""
+    return TwoBit(path) if is_twobit(path) else Fasta(path)
+
+
 class Genome:
-    """One or more FASTA files under one set of names: what the data sets read from.
+    """One or more FASTA or 2bit files under one set of names: what the data sets read from.
 
     A record keeps its name where that is unique; else the file's stem goes before it: `canFam3/chr6`, `monDom5/chr6`.
 
@@ -193,22 +201,30 @@ class Genome:
 
     def __init__(self, source: FastaSource):
         files = find_fasta(source)
-        self.files = [Fasta(path) for _, path in files]
-        seen: dict[str, int] = {}
-        for fasta in self.files:
-            for name in fasta.names:
-                seen[name] = seen.get(name, 0) + 1
+        self.files = [open_sequences(path) for _, path in files]
         self.records: dict[str, tuple[int, str]] = {}
         self.stem_of: dict[str, str] = {}
-        self._described: dict[str, str] = {}
-        for number, ((stem, path), fasta) in enumerate(zip(files, self.files)):
-            for name in fasta.names:
+        seen = Counter(name for opened in self.files for name in opened.names)
+        for number, ((stem, path), opened) in enumerate(zip(files, self.files)):
+            for name in opened.names:
                 key = name if seen[name] == 1 else f"{stem}/{name}"
                 if key in self.records:
                     raise ValueError(f"{path}: record {key!r} comes twice; give the files different names")
                 self.records[key] = (number, name)
                 self.stem_of[key] = stem
-                self._described[key] = f"{path.name}:{name}"
+
+    @classmethod
+    def of_chromosomes(cls, files: Mapping[str, Mapping[str, Path]]) -> Genome:
+        """A genome whose names come from elsewhere than the files: species -> chromosome -> a file, its first record.
+
+        The keys are `human/21`; `stem_of` gives the species.
+        """
+        genome = cls.__new__(cls)
+        named = [(species, name, path) for species, paths in files.items() for name, path in paths.items()]
+        genome.files = [open_sequences(path) for _, _, path in named]
+        genome.records = {f"{s}/{name}": (i, genome.files[i].names[0]) for i, (s, name, _) in enumerate(named)}
+        genome.stem_of = {f"{species}/{name}": species for species, name, _ in named}
+        return genome
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -235,7 +251,8 @@ class Genome:
 
     def describe(self, key: str) -> str:
         """`hg38.fa.gz:chr16`: how messages name a record."""
-        return self._described[key]
+        number, name = self.records[key]
+        return f"{os.path.basename(self.files[number].path)}:{name}"
 
     def _find(self, key: str) -> tuple[int, str]:
         if key not in self.records:
@@ -247,7 +264,7 @@ class Genome:
 
 
 def find_fasta(source: FastaSource) -> list[tuple[str, Path]]:
-    """(stem, path) of every FASTA that `source` names (see `Genome`), sorted within a folder or glob.
+    """(stem, path) of every FASTA or 2bit that `source` names (see `Genome`), sorted within a folder or glob.
 
     Raises FileNotFoundError where nothing is found.
     """
@@ -267,14 +284,14 @@ def _paths_of(text: str) -> list[Path]:
         return _example_paths(text)
     path = Path(text).expanduser()
     if path.is_dir():
-        paths = sorted(entry for entry in path.iterdir() if entry.name.lower().endswith(FASTA_SUFFIXES))
+        paths = sorted(entry for entry in path.iterdir() if entry.name.lower().endswith(SUFFIXES))
         if not paths:
-            raise FileNotFoundError(f"no FASTA in the folder {text} (looked for *{', *'.join(FASTA_SUFFIXES)})")
+            raise FileNotFoundError(f"no FASTA in the folder {text} (looked for *{', *'.join(SUFFIXES)})")
         return paths
     if path.exists() or not glob.has_magic(text):
         return [path]
     paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]
-    paths = [path for path in paths if path.name.lower().endswith(FASTA_SUFFIXES)]  # a glob also finds .fai, .gzi
+    paths = [path for path in paths if path.name.lower().endswith(SUFFIXES)]  # a glob also finds .fai, .gzi
     if not paths:
         raise FileNotFoundError(f"no FASTA file matches {text}")
     return paths
@@ -297,7 +314,7 @@ def _example_paths(text: str) -> list[Path]:
 def stem_of(path: Path) -> str:
     """`hg38` of `data/hg38.fa.gz`."""
     name = path.name
-    for suffix in sorted(FASTA_SUFFIXES, key=len, reverse=True):
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return path.stem
@@ -306,19 +323,8 @@ def stem_of(path: Path) -> str:
 def _similar_files(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (there is no folder {path.parent} either)"
-    names = [entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(FASTA_SUFFIXES)]
+    names = [entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(SUFFIXES)]
     return close_names(path.name, names)
-
-
-def close_names(name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    """A ready tail for an error message: names spelled like `name`, else the first few there are."""
-    import difflib
-
-    close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    if close:
-        return f"; close: {', '.join(close)}"
-    first = list(names)[:8]
-    return f"; there are: {', '.join(first)}{' …' if len(names) > 8 else ''}" if first else ""
 
 
 # ------------------------------------------------------------------------------------------------------------ index

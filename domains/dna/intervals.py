@@ -9,14 +9,13 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int64
 
-from domains.dna.fasta import close_names
+from domains.dna.names import close_names, find_contig, matches
 
 SPLITS = ("train", "valid", "test")
 EDGES = ("shift", "pad", "drop")
@@ -42,21 +41,7 @@ class Interval:
         return f"{self.contig}:{self.start}-{self.end}({self.strand})"
 
 
-# ------------------------------------------------------------------------------------------------ names and BED
-
-
-def aliases(name: str) -> list[str]:
-    """Other spellings of a chromosome: 20 and chr20; M, MT, chrM, chrMT."""
-    bare = name[3:] if name.lower().startswith("chr") else name
-    spellings = [bare, f"chr{bare}", f"Chr{bare}"]
-    if bare in ("M", "MT"):
-        spellings += ["M", "MT", "chrM", "chrMT"]
-    return [spelling for spelling in dict.fromkeys(spellings) if spelling != name]
-
-
-def find_contig(name: str, lengths: Mapping[str, int]) -> str | None:
-    """The record called `name`, or spelled as one of its aliases; None where there is none."""
-    return next((spelling for spelling in [name, *aliases(name)] if spelling in lengths), None)
+# ---------------------------------------------------------------------------------------------------------- BED
 
 
 def read_bed(path: str | Path, lengths: Mapping[str, int]) -> list[Interval]:
@@ -188,7 +173,7 @@ class HeldOutChromosomes:
         taken: dict[str, str] = {}
         for split, patterns in self.patterns.items():
             for pattern in patterns:
-                matching = [contig for contig in lengths if _matches(contig, pattern)]
+                matching = [contig for contig in lengths if matches(contig, pattern)]
                 if not matching:
                     raise ValueError(f"{split}={pattern!r} matches no sequence{close_names(pattern, lengths)}")
                 for contig in matching:
@@ -232,11 +217,6 @@ class BedRegions:
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
-
-
-def _matches(contig: str, pattern: str) -> bool:
-    bare = contig.rpartition("/")[2]
-    return any(fnmatchcase(name, pattern) for name in (contig, bare, *aliases(bare)))
 
 
 # ------------------------------------------------------------------------------------------------------ windows
