@@ -43,5 +43,9 @@ scan_sanitize() {
 # every op
 kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/kernels; }
 
+# models
+model_bench() { logged model_bench 150 python3 experiments/mamba_model/bench.py "$out/mamba_model.csv" "${COMMIT:-unknown}"; }
+model_tests() { logged model_tests 200 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/seqmodels; }
+
 for step in "$@"; do "$step"; done
 exit 0

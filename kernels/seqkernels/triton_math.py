@@ -37,6 +37,13 @@ def exp(x):
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)), fp32."""
+def sigmoid(x, PRECISE: tl.constexpr = False):
+    """1 / (1 + exp(-x)), fp32; `PRECISE` for inputs that are fp32 themselves: what rounding loses is put back."""
+    if PRECISE and not INTERPRETED:
+        exponent = x * -1.4426950408889634
+        lost = tl.math.fma(x, -1.4426950408889634, -exponent) + x * -1.925963033500e-8  # of the product, of log2(e)
+        one_plus = 1.0 + tl.math.fma(exp2(exponent), lost * 0.6931471805599453, exp2(exponent))
+        first = reciprocal(one_plus)
+        # Newton, except where exp(-x) is infinite: there 0 is exact already.
+        return tl.where(one_plus < 1e37, tl.math.fma(first, tl.math.fma(-one_plus, first, 1.0), first), first)
     return reciprocal(1.0 + exp2(x * -1.4426950408889634))

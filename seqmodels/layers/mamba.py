@@ -27,9 +27,8 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from seqkernels import causal_conv1d, mamba_step, selective_scan
+from seqkernels import mamba_step
 from seqkernels.checks import accumulation_dtype
 from seqkernels.mamba_inner import InnerState, InnerWeights, mamba_inner
 from torch import Tensor, nn
@@ -153,50 +152,19 @@ class Mamba(SequenceLayer):
         xz_BLE2 = self.in_proj(x_BLD)
         if not torch.is_grad_enabled() and x_BLD.shape[1] == 1 and state is not None and cu_seqlens is None:
             y_BLE, new_state = self._step(xz_BLE2, state)
-        elif torch.is_grad_enabled() and self.recompute != "nothing":
-            return self._scan_keeping_less(xz_BLE2, state, cu_seqlens)
-        else:
-            y_BLE, new_state = self._scan(xz_BLE2, state or MambaState(None, None), cu_seqlens)  # type: ignore[arg-type]
-        return self.out_proj(y_BLE), new_state
-
-    def _scan(
-        self, xz_BLE2: Float[Tensor, "B L E2"], state: MambaState, cu_seqlens: Tensor | None
-    ) -> tuple[Float[Tensor, "B L E"], MambaState]:
-        """What stands between the two big projections, for any L."""
-        x_BLE, z_BLE = xz_BLE2.chunk(2, dim=-1)
-        x_BLE, conv_state = causal_conv1d(
-            x_BLE,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=state.conv,
+            return self.out_proj(y_BLE), new_state
+        out_BLD, new_state = mamba_inner(
+            xz_BLE2,
+            self._inner_weights(),
+            state=None if state is None else InnerState(*state),
             cu_seqlens=cu_seqlens,
-            return_final_state=True,
-            implementation=self._around_the_scan,
-        )
-        dt_BLR, b_BLN, c_BLN = self.x_proj(x_BLE).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        y_BLE, ssm_state = selective_scan(
-            x_BLE,
-            F.linear(dt_BLR, self.dt_proj.weight),  # dt_proj without its bias, which the scan adds in fp32
-            self._a_EN(),
-            b_BLN,
-            c_BLN,
-            d_E=self.D,
-            z_BLE=z_BLE,
-            dt_bias_E=self.dt_proj.bias,
-            dt_softplus=True,
-            initial_state_BEN=state.ssm,
-            cu_seqlens=cu_seqlens,
-            return_final_state=True,
+            recompute=self.recompute,
             implementation=self.implementation,
         )
-        return y_BLE, MambaState(conv_state, ssm_state)
+        return out_BLD, MambaState(*new_state)  # type: ignore[arg-type] - None on the way in only
 
-    def _scan_keeping_less(
-        self, xz_BLE2: Float[Tensor, "B L E2"], state: MambaState | None, cu_seqlens: Tensor | None
-    ) -> tuple[Float[Tensor, "B L D"], MambaState]:
-        """`_scan` and out_proj as one op that keeps fewer activations for backward."""
-        weights = InnerWeights(
+    def _inner_weights(self) -> InnerWeights:
+        return InnerWeights(
             conv_weight_EW=self.conv1d.weight.squeeze(1),
             conv_bias_E=self.conv1d.bias,
             x_proj_weight=self.x_proj.weight,
@@ -207,15 +175,6 @@ class Mamba(SequenceLayer):
             out_proj_weight_DE=self.out_proj.weight,
             out_proj_bias_D=self.out_proj.bias,
         )
-        out_BLD, new_state = mamba_inner(
-            xz_BLE2,
-            weights,
-            state=None if state is None else InnerState(*state),
-            cu_seqlens=cu_seqlens,
-            recompute=self.recompute,
-            implementation=self.implementation,
-        )
-        return out_BLD, MambaState(*new_state)  # type: ignore[arg-type] - None on the way in only
 
     def _step(
         self, xz_B1E2: Float[Tensor, "B 1 E2"], state: MambaState

@@ -18,6 +18,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from seqkernels import nvrtc
+from seqkernels.causal_conv1d import reference as conv_reference
+from seqkernels.mamba_inner import InnerState, InnerWeights, fused
+from seqkernels.mamba_inner.op import _block_behind_in_proj
 from seqkernels.selective_scan import reference
 from seqkernels.selective_scan.cuda import complex_ops, launch, plan
 from torch import Tensor
@@ -166,3 +169,51 @@ def test_complex_kernels_equal_the_reference():
     for ours, expected in zip((out, end, *grads), (y, final, *(leaf.grad for leaf in leaves))):
         assert expected is not None
         assert ((ours - expected).abs().max() / expected.abs().max()).item() < 1e-5
+
+
+def plain_conv(x, weight, bias, silu, initial, cu_seqlens):
+    return conv_reference.conv(x, weight, bias, "silu" if silu else None, initial, cu_seqlens)
+
+
+def plain_conv_backward(dy, dfinal, x, weight, bias, silu, initial, cu_seqlens, dx):
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, weight, bias, initial)]
+    with torch.enable_grad():
+        y, final = plain_conv(*leaves[:3], silu, leaves[3], cu_seqlens)
+    torch.autograd.backward((y, final), (dy, torch.zeros_like(final) if dfinal is None else dfinal))
+    dx.copy_(leaves[0].grad)  # type: ignore[union-attr]
+    return tuple(torch.empty(0) if leaf is None else leaf.grad for leaf in leaves[1:])
+
+
+@pytest.mark.usefixtures("emulation")
+@pytest.mark.parametrize("bounds", [None, [0, 5, 37]], ids=["batch", "packed"])
+@pytest.mark.parametrize("absent", [(), ("conv_bias", "dt_bias", "d", "out_bias", "states")], ids=["full", "bare"])
+@pytest.mark.parametrize("recompute", ["nothing", "inputs", "all"])
+def test_the_fused_block_equals_the_composition(monkeypatch, recompute, absent, bounds):
+    """Every gradient of `MambaInner`, with the scan emulated and the convolution replaced by its reference."""
+    monkeypatch.setattr(fused.conv_gpu, "run_forward", plain_conv)
+    monkeypatch.setattr(fused.conv_gpu, "run_backward", plain_conv_backward)
+    monkeypatch.setattr(fused.cuda, "memory_bytes", lambda index: 1 << 37)
+    B, L, E, N, R, W, D = 1, 37, 64, 16, 3, 4, 5
+    sequences, g = B if bounds is None else len(bounds) - 1, torch.Generator().manual_seed(0)
+    shapes = {
+        "xz": (B, L, 2 * E), "conv_state": (sequences, W - 1, E), "ssm_state": (sequences, E, N),
+        "conv": (E, W), "conv_bias": (E,), "x_proj": (R + 2 * N, E), "dt_proj": (E, R), "dt_bias": (E,), "a": (E, N),
+        "d": (E,), "out_proj": (D, E), "out_bias": (D,),
+    }  # fmt: skip
+    t = {name: 0.3 * torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    t["a"] = -1 - t["a"].abs()
+    leaves = {name: tensor.requires_grad_() for name, tensor in t.items() if name not in absent}
+    if "states" in absent:
+        del leaves["conv_state"], leaves["ssm_state"]
+    cu = None if bounds is None else torch.tensor(bounds)
+    values = [leaves.get(name) for name in shapes]
+    weights, states = InnerWeights(*values[3:]), InnerState(*values[1:3])  # type: ignore[arg-type]
+    composed, state = _block_behind_in_proj(t["xz"], weights, states, cu, "reference")
+    expected = (composed, state.conv, state.ssm)
+    got = fused.MambaInner.apply(recompute, *values[:3], cu, *values[3:])
+    above = [torch.randn(out.shape, generator=g) for out in expected]
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(outputs, list(leaves.values()), above) for outputs in (got, expected)]
+    for name, ours, theirs in zip(leaves, *gradients, strict=True):
+        assert ((ours - theirs).norm() / theirs.norm()).item() < 5e-6, name

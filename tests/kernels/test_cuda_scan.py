@@ -191,7 +191,7 @@ def test_opcheck_of_the_backward_op():
         torch.randn_like(result.out), final, *list(tensors.values())[:8], True, tensors["initial_state_BEN"], None,
         result.y, result.states,
     )  # fmt: skip
-    torch.library.opcheck(ops.backward_op, arguments)
+    torch.library.opcheck(ops.backward_op.registered, arguments)
 
 
 def test_halves_of_a_projection_are_read_in_place():

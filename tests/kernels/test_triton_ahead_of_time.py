@@ -18,7 +18,7 @@ CONVOLUTION = {
     **dict.fromkeys(("weight", "bias", "initial", "final", "dfinal", "dinitial", "partial", "dweight", "dbias"), F32),
     **dict.fromkeys(("cu_seqlens", "first_seq"), I32),
     **dict.fromkeys(("stride_xb", "stride_dyb"), "i64"),
-    **dict.fromkeys(("stride_xl", "stride_dyl", "L", "E", "n_chunks", "n_shares"), "i32"),
+    **dict.fromkeys(("stride_xl", "stride_dyl", "stride_dxl", "L", "E", "n_chunks", "n_shares"), "i32"),
     **dict.fromkeys(("SILU", "HAS_BIAS", "HAS_INITIAL", "HAS_DFINAL"), True),
     **dict(W=4, PACKED=False, ROWS=128, UNROLL=4, BLOCK_E=128, BLOCK_SHARES=256),
 }

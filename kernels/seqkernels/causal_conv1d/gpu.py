@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqkernels import triton_runtime
+from seqkernels.library import register
 
 
 def unavailable(x_BLE: Tensor, weight_EW: Tensor, **details: object) -> str | None:
@@ -36,7 +37,7 @@ def conv(
     Returns:
         y_BLE in x's dtype, and the last W-1 inputs of each sequence in fp32.
     """
-    return _forward(x_BLE, weight_EW, bias_E, activation == "silu", initial_state, cu_seqlens)
+    return forward_op(x_BLE, weight_EW, bias_E, activation == "silu", initial_state, cu_seqlens)
 
 
 class Plan(NamedTuple):
@@ -80,8 +81,7 @@ def _first_sequences(cu_seqlens: Tensor, L: int, rows: int) -> Tensor:
     return torch.searchsorted(cu_seqlens, starts, right=True, out_int32=True) - 1
 
 
-@torch.library.custom_op("seqkernels::causal_conv1d_triton", mutates_args=())
-def _forward(
+def run_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, initial: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     triton_kernels = triton_runtime.kernels("causal_conv1d")
@@ -132,8 +132,7 @@ def _forward(
     return y, final
 
 
-@_forward.register_fake
-def _empty_outputs_fake(x, weight, bias, silu, initial, cu_seqlens):
+def _forward_fake(x, weight, bias, silu, initial, cu_seqlens):
     return _empty_outputs(x, weight, cu_seqlens)
 
 
@@ -144,7 +143,6 @@ def _empty_outputs(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> tupl
     return y, torch.empty(sequences, weight.shape[1] - 1, E, dtype=torch.float32, device=x.device)
 
 
-@torch.library.custom_op("seqkernels::causal_conv1d_triton_backward", mutates_args=())
 def _backward(
     dy: Tensor | None,
     dfinal: Tensor | None,
@@ -155,6 +153,26 @@ def _backward(
     initial: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return dx, *run_backward(dy, dfinal, x, weight, bias, silu, initial, cu_seqlens, dx)
+
+
+def run_backward(
+    dy: Tensor | None,
+    dfinal: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dx: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the gradient of x into `dx`, (B, L, E) with adjacent channels and one stride from row to row.
+
+    Returns:
+        Gradients of the weight, the bias and the initial state; empty for what is absent.
+    """
     triton_kernels = triton_runtime.kernels("causal_conv1d")
     x, weight, initial = _rows_in_place(x), weight.contiguous(), None if initial is None else initial.contiguous()
     dy = torch.zeros_like(x) if dy is None else _rows_in_place(dy)
@@ -163,7 +181,6 @@ def _backward(
     cut = plan_backward(x)
     packed = cu_seqlens is not None
     n_chunks, n_blocks_e = -(-L // cut.rows), -(-E // cut.block_e)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     partial = torch.empty(B * n_chunks, W + 1, E, dtype=torch.float32, device=x.device)
     shared_options = {
         "W": W,
@@ -191,6 +208,7 @@ def _backward(
             dx,
             partial,
             *strides,
+            dx.stride(1),
             L,
             E,
             n_chunks,
@@ -218,10 +236,9 @@ def _backward(
             BLOCK_E=32,
             num_warps=8,
         )
-    return dx, dweight, dbias, dinitial
+    return dweight, dbias, dinitial
 
 
-@_backward.register_fake
 def _backward_fake(dy, dfinal, x, weight, bias, silu, initial, cu_seqlens):
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
@@ -238,8 +255,10 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, dy, dfinal):
     x, weight, bias, initial, cu_seqlens = ctx.saved_tensors
-    dx, dweight, dbias, dinitial = _backward(dy, dfinal, x, weight, bias, ctx.silu, initial, cu_seqlens)
+    dx, dweight, dbias, dinitial = backward_op(dy, dfinal, x, weight, bias, ctx.silu, initial, cu_seqlens)
     return dx, dweight, None if bias is None else dbias, None, None if initial is None else dinitial, None
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_DEVICES = ("CUDA", "CPU")  # CPU: Triton's interpreter
+backward_op = register("causal_conv1d_triton_backward", _backward, _backward_fake, devices=_DEVICES)
+forward_op = register("causal_conv1d_triton", run_forward, _forward_fake, _save, _gradients, devices=_DEVICES)

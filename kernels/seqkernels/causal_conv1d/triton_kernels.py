@@ -122,7 +122,7 @@ def forward(
                     value = _tap(value, row, W - 1 - w, s, start, initial, e, e_in, E, W, HAS_INITIAL)
                 total += taps[w] * value
             if SILU:
-                total = total * triton_math.sigmoid(total)
+                total = total * triton_math.sigmoid(total, x.dtype.element_ty == tl.float32)
             tl.store(y_r + u * E + e, total, mask=e_in & (r + u < count))
         window = rows[UNROLL:]
         x_r += UNROLL * stride_xl
@@ -152,9 +152,9 @@ def packed_final_state(
 
 
 @triton.jit
-def _pre_activation_gradient(dy, total, SILU: tl.constexpr):
+def _pre_activation_gradient(dy, total, SILU: tl.constexpr, PRECISE: tl.constexpr):
     if SILU:
-        gate = triton_math.sigmoid(total)
+        gate = triton_math.sigmoid(total, PRECISE)
         gated = total * gate
         return dy * (gate * (1.0 - gated) + gated)
     return dy
@@ -163,7 +163,7 @@ def _pre_activation_gradient(dy, total, SILU: tl.constexpr):
 @triton.jit
 def backward(
     x, weight, bias, initial, cu_seqlens, first_seq, dy, dfinal, dx, partial,
-    stride_xb, stride_xl, stride_dyb, stride_dyl, L, E, n_chunks,
+    stride_xb, stride_xl, stride_dyb, stride_dyl, stride_dxl, L, E, n_chunks,
     W: tl.constexpr, SILU: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_DFINAL: tl.constexpr,
     PACKED: tl.constexpr, ROWS: tl.constexpr, UNROLL: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -201,7 +201,7 @@ def backward(
     all_rows = tl.minimum(L - l0, ROWS + W - 1).to(tl.int32)
     x_r = x_b + l0 * stride_xl
     dy_r = dy + b * stride_dyb + l0 * stride_dyl
-    dx_r = dx + (b * L + l0 - (W - 1)) * E
+    dx_r = dx + (b * L + l0 - (W - 1)) * stride_dxl
     for r in range(0, own_rows + W - 1, UNROLL):
         rows = window
         dys = ()
@@ -221,7 +221,7 @@ def backward(
                     value = _tap(value, row, W - 1 - w, s, start, initial, e, e_in, E, W, HAS_INITIAL)
                 values = values + (value,)
                 total += taps[w] * value
-            g = _pre_activation_gradient(dys[u], total, SILU)
+            g = _pre_activation_gradient(dys[u], total, SILU, x.dtype.element_ty == tl.float32)
 
             fresh = zero
             if HAS_DFINAL:
@@ -235,7 +235,7 @@ def backward(
                     share = tl.where(row - (W - 1 - w) >= start, share, 0.0)
                 grown = grown + ((pending + (fresh,))[w] + share,)
             is_own = (r + u >= W - 1) & (r + u < own_rows + W - 1)
-            tl.store(dx_r + u * E + e, grown[0], mask=e_in & is_own)
+            tl.store(dx_r + u * stride_dxl + e, grown[0], mask=e_in & is_own)
             pending = grown[1:]
 
             own = tl.where(r + u < own_rows, g, 0.0)  # later rows belong to the next program's share
@@ -247,7 +247,7 @@ def backward(
         window = rows[UNROLL:]
         x_r += UNROLL * stride_xl
         dy_r += UNROLL * stride_dyl
-        dx_r += UNROLL * E
+        dx_r += UNROLL * stride_dxl
 
     partial_c = partial + chunk * (W + 1) * E
     for w in tl.static_range(W):
@@ -309,7 +309,7 @@ def initial_state_gradient(
         for w in tl.static_range(W):
             total += taps[w] * inputs[row + w]
         dy_row = tl.load(dy_s + row * stride_dyl + e, mask=here, other=0.0).to(tl.float32)
-        gradients = gradients + (_pre_activation_gradient(dy_row, total, SILU),)
+        gradients = gradients + (_pre_activation_gradient(dy_row, total, SILU, x.dtype.element_ty == tl.float32),)
     for slot in tl.static_range(W - 1):
         value = tl.zeros([BLOCK_E], tl.float32)
         if HAS_DFINAL:

@@ -6,8 +6,8 @@ Out: out_BLD (after out_proj) and the states to carry on from. Gradients reach e
     from seqkernels.mamba_inner import InnerWeights, mamba_inner
     out_BLD, state = mamba_inner(xz_BLE2, InnerWeights(...), recompute="inputs")
 
-Composed of the public ops `causal_conv1d` and `selective_scan`, so it runs wherever they run. README.md says what is
-kept at each level.
+Composed of the public ops `causal_conv1d` and `selective_scan`, so it runs wherever they run; training on a GPU takes
+`fused.py`, the same kernels as one autograd node. README.md says what is kept at each level.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from seqkernels.causal_conv1d.op import causal_conv1d
+from seqkernels.checks import check_all, check_cu_seqlens
 from seqkernels.selective_scan.op import selective_scan
 
 OP = "mamba_inner"
@@ -102,12 +103,42 @@ def mamba_inner(
         raise ValueError(
             f"{OP}: xz_BLE2 has shape {tuple(xz_BLE2.shape)}; a_EN with E={E} channels asks for (B, L, {2 * E})"
         )
+    if torch.is_grad_enabled() and xz_BLE2.is_cuda:
+        from seqkernels.mamba_inner import fused
+
+        if fused.fits(xz_BLE2, weights.conv_weight_EW, weights.a_EN, cu_seqlens is not None, implementation):
+            _check_inputs(xz_BLE2, weights, state, cu_seqlens)
+            with torch.autocast(xz_BLE2.device.type, enabled=False):
+                out_BLD, *final = fused.MambaInner.apply(recompute, xz_BLE2, *state, cu_seqlens, *weights)  # type: ignore[misc]
+            return out_BLD, InnerState(*final)
     if recompute == "nothing" or not torch.is_grad_enabled():
         return _block_behind_in_proj(xz_BLE2, weights, state, cu_seqlens, implementation)
     if recompute == "all" or torch.compiler.is_compiling():
         # Tensor hooks do not trace; the checkpoint does, and the compiler decides what to keep anyway.
         return _again_in_backward(_block_behind_in_proj, xz_BLE2, weights, state, cu_seqlens, implementation)
     return _without_inputs_of_the_scan(xz_BLE2, weights, state, cu_seqlens, implementation)
+
+
+def _check_inputs(xz_BLE2: Tensor, weights: InnerWeights, state: InnerState, cu_seqlens: Tensor | None) -> None:
+    """What the ops inside would check; a kernel reads where it is told."""
+    B, L, _ = xz_BLE2.shape
+    (E, N), R = weights.a_EN.shape, weights.dt_proj_weight_ER.shape[-1]
+    sequences = B if cu_seqlens is None else check_cu_seqlens(OP, cu_seqlens, B, L)
+    W, D = weights.conv_weight_EW.shape[-1], weights.out_proj_weight_DE.shape[0]
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "conv_weight_EW": ("E W", (E, W)),
+        "conv_bias_E": ("E", (E,)),
+        "x_proj_weight": ("R+2*N E", (R + 2 * N, E)),
+        "dt_proj_weight_ER": ("E R", (E, R)),
+        "dt_bias_E": ("E", (E,)),
+        "d_E": ("E", (E,)),
+        "out_proj_weight_DE": ("D E", (D, E)),
+        "out_proj_bias_D": ("D", (D,)),
+    }
+    tensors = [(name, getattr(weights, name), *shape) for name, shape in shapes.items()]
+    tensors.append(("state.conv", state.conv, "B W-1 E", (sequences, W - 1, E)))
+    tensors.append(("state.ssm", state.ssm, "B E N", (sequences, E, N)))
+    check_all(OP, "xz_BLE2", xz_BLE2, tensors)
 
 
 def mamba_block(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seqkernels import triton_runtime
+from seqkernels.library import register
 
 #: The widest row that one program holds in registers.
 WIDEST = 8_192
@@ -37,7 +38,7 @@ def norm(
     Returns:
         y in x's dtype, and the sum in fp32 or x's dtype; without a residual the sum is x itself.
     """
-    y, total, _ = _forward(x, weight, residual, eps, residual_in_fp32)
+    y, total, _ = forward_op(x, weight, residual, eps, residual_in_fp32)
     return y, x if residual is None else total
 
 
@@ -62,7 +63,6 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-@torch.library.custom_op("seqkernels::rms_norm_triton", mutates_args=())
 def _forward(
     x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,7 +92,6 @@ def _forward(
     return y, total, inverse_rms
 
 
-@_forward.register_fake
 def _forward_fake(x, weight, residual, eps, residual_in_fp32):
     return _empty_outputs(x, residual, residual_in_fp32)
 
@@ -104,7 +103,6 @@ def _empty_outputs(x: Tensor, residual: Tensor | None, residual_in_fp32: bool) -
     return y, total, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
 
 
-@torch.library.custom_op("seqkernels::rms_norm_triton_backward", mutates_args=())
 def _backward(
     dy: Tensor | None,
     dtotal: Tensor | None,
@@ -121,7 +119,7 @@ def _backward(
     x = _rows(x)
     residual = None if residual is None else _rows(residual)
     dy = torch.zeros_like(x) if dy is None else _rows(dy)
-    dtotal = None if dtotal is None else _rows(dtotal)
+    dtotal = None if dtotal is None or not dtotal.numel() else _rows(dtotal)  # empty: there was no residual
     M, D = x.shape
     cut = plan(D)
     tiles = -(-M // (cut.rows * _BACKWARD_PROGRAMS))
@@ -155,7 +153,6 @@ def _backward(
     return dx, dresidual, dweight.copy_(partial.sum(0))  # torch sums a dimension in a fixed order
 
 
-@_backward.register_fake
 def _backward_fake(dy, dtotal, x, residual, weight, inverse_rms, dx_dtype, dresidual_dtype):
     return _empty_gradients(x, weight, dx_dtype, dresidual_dtype)
 
@@ -185,7 +182,7 @@ def _save(ctx, inputs, output):
 
 def _gradients(ctx, dy, dtotal, _):
     x, weight, residual, inverse_rms = ctx.saved_tensors
-    dx, dresidual, dweight = _backward(
+    dx, dresidual, dweight = backward_op(
         dy, dtotal, x, residual, weight, inverse_rms, ctx.dx_dtype, ctx.dresidual_dtype
     )
     if ctx.dresidual_dtype is None:
@@ -193,4 +190,6 @@ def _gradients(ctx, dy, dtotal, _):
     return dx, dweight, dresidual if ctx.has_residual else None, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_save)
+_DEVICES = ("CUDA", "CPU")  # CPU: Triton's interpreter
+backward_op = register("rms_norm_triton_backward", _backward, _backward_fake, devices=_DEVICES)
+forward_op = register("rms_norm_triton", _forward, _forward_fake, _save, _gradients, devices=_DEVICES)

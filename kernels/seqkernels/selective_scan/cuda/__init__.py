@@ -39,7 +39,7 @@ def _no_device(index: int | None) -> str | None:
 
 
 @constant
-def _memory_bytes(index: int | None) -> int:
+def memory_bytes(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).total_memory
 
 
@@ -107,7 +107,7 @@ def scan(
 
     save_every = 0
     if wants_grad:
-        memory = _memory_bytes(x_BLE.device.index)
+        memory = memory_bytes(x_BLE.device.index)
         save_every = plan.save_every(B * L, E + G * more_channels, N + more_states, memory)
     y_BLE, final_BEN, _, _ = forward_op(
         pad_channels(x_BLE, -1),

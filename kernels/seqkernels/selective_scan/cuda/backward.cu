@@ -55,9 +55,9 @@ struct BackwardArgs {
   const float* dt_bias;     // (E)
   const float* states;      // saved by the forward pass
   const float* r_in;        // (slots, E, N) adjoint that enters each chunk at its end, or null: zero
-  element* dx;              // (rows, E); ddt, dz alike
+  element* dx;              // (rows, E); ddt alike
   element* ddt;
-  element* dz;
+  element* dz;              // adjacent channels, row stride dz_stride
   float* dw_partial;        // (rows, E); ddelta_partial alike
   float* ddelta_partial;
   float* bc_partial;        // (E / CHANNELS, rows, 32): dB then dC
@@ -69,6 +69,7 @@ struct BackwardArgs {
   int x_stride;
   int dt_stride;
   int z_stride;
+  int dz_stride;
   int bc_stride;
   int sequences;
   int chunks;
@@ -199,7 +200,7 @@ DEVICE void prepare_tile(Shared& s, const BackwardArgs& p, i64 row0, int rows, i
     w[item].store(&s.w[position][column]);
     dy[item].store(&s.dy[position][column]);
     if constexpr (HAS_GATE && !PARTIAL_OUT)
-      if (position < rows) dz[item].store(p.dz + (row0 + position) * p.E + channel0 + column);
+      if (position < rows) dz[item].store(p.dz + (row0 + position) * p.dz_stride + channel0 + column);
   }
   UNROLL
   for (int item = 0; item < BC_ITEMS; item++) {

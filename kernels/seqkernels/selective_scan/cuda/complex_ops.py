@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from seqkernels import nvrtc
+from seqkernels.library import register
 from seqkernels.selective_scan.cuda import launch, plan
-from seqkernels.selective_scan.cuda.library import register
 
 _SOURCE = Path(__file__).parent / "complex.cu"
 _WARP = 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ class Problem:
 
     Args:
         x, dt, z: (B, L, E) with adjacent channels and one stride from row to row, or contiguous copies.
-        a: (E, N) fp32; d, dt_bias: (E) fp32; b, c: (B, L, G, N) contiguous.
+        b, c: (B, L, G, N) likewise, with one stride for both.
+        a: (E, N) fp32; d, dt_bias: (E) fp32.
         initial: (sequences, E, N) fp32 or None.
         cu_seqlens: int64 or None.
     """
@@ -61,12 +63,15 @@ class Problem:
     ) -> Problem:
         """Copy what does not lie as the kernels read it; absent vectors become zeros."""
         E = x.shape[2]
+        b, c = (_rows_in_place(t.flatten(2)).unflatten(2, t.shape[2:]) for t in (b, c))
+        if b.stride(1) != c.stride(1):
+            b, c = _dense(b), _dense(c)
         return cls(
             _rows_in_place(x),
             _rows_in_place(dt),
             _dense(a),
-            _dense(b),
-            _dense(c),
+            b,
+            c,
             a.new_zeros(E) if d is None else _dense(d),
             None if z is None else _rows_in_place(z),
             a.new_zeros(E) if dt_bias is None else _dense(dt_bias),
@@ -118,7 +123,7 @@ class Problem:
         """The fields by which a kernel finds its channels and states."""
         size = self.size
         return {
-            "bc_stride": size.groups * self.states,
+            "bc_stride": self.b.stride(1),
             "E": size.channels,
             "N": self.states,
             "first_state": first_state,
@@ -166,7 +171,7 @@ def run_forward(p: Problem, save_every: int, layout: plan.Forward | None = None)
         layout: chosen by the size unless given.
     """
     size, N = p.size, p.states
-    layout = layout or plan.forward(size)
+    layout = layout or plan.forward(size, save_every)
     rows_shape = (*p.x.shape[:2], size.channels)
     out = p.x.new_empty(rows_shape)
     final = p.a.new_empty(size.sequences, size.channels, N)
@@ -295,6 +300,14 @@ class Gradients:
     initial: Tensor | None
 
 
+class RowGradients(NamedTuple):
+    """Where the gradients of b, c (B, L, G, N; one row stride for both) and z (B, L, E) go; rows may lie apart."""
+
+    b: Tensor
+    c: Tensor
+    z: Tensor | None
+
+
 def run_backward(
     p: Problem,
     grad_out: Tensor,
@@ -302,6 +315,8 @@ def run_backward(
     y: Tensor | None,
     states: Tensor | None,
     layout: plan.Backward | None = None,
+    *,
+    into: RowGradients | None = None,
 ) -> Gradients:
     """Gradients from those of the output and of the final state.
 
@@ -311,6 +326,7 @@ def run_backward(
         grad_final: (sequences, E, N) or None for zero.
         y, states: from `run_forward`; None for both: they are computed again.
         layout: chosen by the size unless given.
+        into: memory for some of the gradients, for instance parts of a wider tensor.
     """
     if states is None:
         again = run_forward(p, save_every=8)
@@ -329,14 +345,17 @@ def run_backward(
     def like_rows(dtype: torch.dtype) -> Tensor:
         return torch.empty((*p.x.shape[:2], size.channels), dtype=dtype, device=p.x.device)
 
+    if into is None:
+        b, c = (torch.empty(p.b.shape, dtype=p.b.dtype, device=p.b.device) for _ in range(2))
+        into = RowGradients(b, c, None if p.z is None else like_rows(p.x.dtype))
     grads = Gradients(
         x=like_rows(p.x.dtype),
         dt=like_rows(p.x.dtype),
         a=torch.empty_like(p.a),
-        b=torch.empty_like(p.b),
-        c=torch.empty_like(p.c),
+        b=into.b,
+        c=into.c,
         d=torch.empty_like(p.d),
-        z=None if p.z is None else like_rows(p.x.dtype),
+        z=into.z,
         dt_bias=torch.empty_like(p.dt_bias),
         initial=None if p.initial is None else torch.empty_like(p.initial),
     )
@@ -383,6 +402,7 @@ def run_backward(
             x_stride=p.x.stride(1),
             dt_stride=p.dt.stride(1),
             z_stride=0 if p.z is None else p.z.stride(1),
+            dz_stride=0 if grads.z is None else grads.z.stride(1),
             **p.sequence_arguments(layout.cut),
             **p.shape_arguments(index * plan.STATES),
         )
@@ -400,6 +420,7 @@ def _reduce(p: Problem, grads: Gradients, bc_partial: Tensor, parameter_partial:
         db=grads.b,
         dc=grads.c,
         rows=size.rows,
+        out_stride=grads.b.stride(1),
         groups=size.groups,
         blocks_per_group=bc_partial.shape[0] // size.groups,
         N=N,

@@ -5,8 +5,8 @@
 import torch
 from torch import Tensor
 
+from seqkernels.library import register
 from seqkernels.selective_scan.cuda import launch, plan
-from seqkernels.selective_scan.cuda.library import register
 
 
 def _or_none(tensor: Tensor) -> Tensor | None:

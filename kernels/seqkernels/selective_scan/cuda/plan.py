@@ -124,18 +124,27 @@ def _parallel_channels(size: Size) -> int:
     return size.channels if size.packed else size.sequences * size.channels
 
 
-def forward(size: Size) -> Forward:
-    """Choose the forward layout: the fewest lanes per channel that fill the card, else cut the sequences."""
+def forward(size: Size, save_every: int = 0) -> Forward:
+    """Choose the forward layout: the fewest lanes per channel that fill the card, else cut the sequences.
+
+    Writing states out for the backward pass favours wide blocks: more neighbouring channels, longer writes.
+    """
     channels = _parallel_channels(size)
     per_multiprocessor = channels / size.multiprocessors
     whole = cut_into(size, 1)
-    if per_multiprocessor >= 350:
-        return Forward(1, 64, 8, whole)
-    if per_multiprocessor >= 100:
+    one_lane = (1, 128, 4) if save_every == 4 and size.wide else (1, 64, 8)
+    if per_multiprocessor >= (200 if save_every == 4 else 350):
+        return Forward(*one_lane, whole)
+    if per_multiprocessor >= 100 or (per_multiprocessor >= 45 and save_every == 4):
         return Forward(2, 64, 8, whole)
-    if per_multiprocessor >= 45 or size.length < 2 * MIN_CHUNK:
-        return Forward(4, 128, 4, whole) if per_multiprocessor >= 80 else Forward(4, 64, 8, whole)
-    return Forward(1, 64, 8, cut_into(size, _chunks_for_full_waves(channels // 64, 8 * size.multiprocessors, 2)))
+    if per_multiprocessor >= 80:
+        return Forward(4, 128, 4, whole)
+    if per_multiprocessor >= 45:
+        return Forward(2, 64, 8, whole)
+    if size.length < 2 * MIN_CHUNK:
+        return Forward(4, 64, 8, whole)
+    blocks, wave = channels // one_lane[1], one_lane[2] * size.multiprocessors
+    return Forward(*one_lane, cut_into(size, _chunks_for_full_waves(blocks, wave, 2)))
 
 
 def backward(size: Size) -> Backward:

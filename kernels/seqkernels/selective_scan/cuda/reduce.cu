@@ -6,9 +6,10 @@ constexpr int PARAMETERS = STATES + 2;    // dA, dD, dbias of one channel
 
 struct ReduceBcArgs {
   const float* partial;     // (groups * blocks_per_group, rows, 32)
-  element* db;              // (rows, groups, N)
+  element* db;              // rows of (groups, N), out_stride apart
   element* dc;
   i64 rows;
+  i64 out_stride;
   int groups;
   int blocks_per_group;     // of backward.cu
   int N;
@@ -27,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_bc(const __grid_constan
     const float4 v = *(const float4*)&p.partial[((group * p.blocks_per_group + block) * p.rows + row) * SUMS + at];
     sum[0] += v.x; sum[1] += v.y; sum[2] += v.z; sum[3] += v.w;
   }
-  element* to = (at < STATES ? p.db : p.dc) + (row * p.groups + group) * p.N + p.first_state + at % STATES;
+  element* to = (at < STATES ? p.db : p.dc) + row * p.out_stride + group * p.N + p.first_state + at % STATES;
   Pack<4>::from(sum).store(to);
 }
 
