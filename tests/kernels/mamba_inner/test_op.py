@@ -80,6 +80,7 @@ def written_out(leaves: dict[str, Tensor], cu_seqlens: Tensor | None = None) -> 
         x, w.conv_weight_EW, w.conv_bias_E, activation="silu", initial_state=leaves["conv_state"],
         cu_seqlens=cu_seqlens, return_final_state=True, implementation="reference",
     )  # fmt: skip
+    N = w.a_EN.shape[1]
     dt, b, c = F.linear(x, w.x_proj_weight).split([R, N, N], dim=-1)
     y, ssm = selective_scan(
         x, F.linear(dt, w.dt_proj_weight_ER), w.a_EN, b, c, d_E=w.d_E, z_BLE=z, dt_bias_E=w.dt_bias_E, dt_softplus=True,
