@@ -24,7 +24,8 @@ class Decoder:
     Args:
         model: a causal model with a next-token head, in evaluation mode.
         logits_BV: fp32 logits of the first symbol to draw.
-        state: the model's state after the prompt; it is copied.
+        state: the model's state after the prompt, with room for all that is to be drawn (`reserve_state`); it is
+            copied.
         sampling: how symbols are drawn.
         chunk_len: the most symbols that one call of `run` draws.
     """

@@ -1,6 +1,7 @@
 """Continue sequences: read the prompt in one pass (prefill), then one symbol at a time, the state carried along.
 
-prompt ids -> ids and their exact log-likelihood. The cost per symbol does not depend on what came before.
+prompt ids -> ids and their exact log-likelihood. Recurrent layers cost the same for every symbol; attention without a
+window reads its whole past, in a cache that is given room for all symbols at the start.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from seqmodels.inference.decode import Decoder
+from seqmodels.inference.graph import WARM_UP_STEPS
 from seqmodels.inference.sampling import Sampling, uniforms
 from seqmodels.layers.base import require_positive
-from seqmodels.layers.state import State
+from seqmodels.layers.state import State, reserve_state
 from seqmodels.model import SequenceModel
 
 PREFILL_CHUNK = 2**16  # prompt positions per forward pass: bounds memory, not the prompt
@@ -82,7 +84,9 @@ def generate(
     log_likelihood_BL = torch.empty(B, num_tokens, device=device)
     noise = uniforms(sampling.seed, B, chunk_len, device)
     with evaluation(model):
-        decoder = Decoder(model, *_prefill(model, inputs_BL), sampling, chunk_len)
+        logits_BV, state = _prefill(model, inputs_BL)
+        state = reserve_state(state, num_tokens + WARM_UP_STEPS)
+        decoder = Decoder(model, logits_BV, state, sampling, chunk_len)
         for first in range(0, num_tokens, chunk_len):
             chunk = slice(first, min(first + chunk_len, num_tokens))
             ids_BL[:, chunk], log_likelihood_BL[:, chunk] = decoder.run(next(noise)[: chunk.stop - first])

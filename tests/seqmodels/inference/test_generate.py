@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from seqmodels.backbones.stack import Stack
 from seqmodels.heads.classification import ClassificationHead
+from seqmodels.heads.next_token import NextTokenHead
 from seqmodels.inference import Sampling, generate, token_log_likelihood
+from seqmodels.layers.attention import Attention
+from seqmodels.layers.mlp import MLP
 from seqmodels.model import SequenceModel
 
 
@@ -30,6 +36,28 @@ def test_gpu_and_cpu_agree(small_model):
     assert actual.ids_BL.is_cuda
     assert torch.equal(actual.ids_BL.cpu(), expected.ids_BL)
     torch.testing.assert_close(actual.log_likelihood_BL.cpu(), expected.log_likelihood_BL, rtol=1e-4, atol=1e-5)
+
+
+def attention_model(**arguments) -> SequenceModel:
+    """Attention between MLPs: a state that grows with what was read."""
+    torch.manual_seed(0)
+    layers = {"*": partial(Attention, n_heads=4, **arguments), "-": partial(MLP, activation="swiglu")}
+    backbone = Stack(vocab_size=7, d_model=16, pattern="*-*-", layers=layers)
+    model = SequenceModel(backbone, NextTokenHead(d_model=16, vocab_size=7))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("arguments", [{}, {"n_kv_heads": 2, "d_conv": 4}, {"window": 6}], ids=str)
+def test_attention_generates_what_it_finds_likely(arguments, device):
+    model, prompt_P = attention_model(**arguments).to(device), torch.tensor([3, 1, 4])
+    out = generate(model, 25, start_id=0, prompt_ids=prompt_P, batch_size=2, chunk_len=8)
+    whole_BL = torch.cat([prompt_P.expand(2, -1), out.ids_BL.cpu()], dim=1)
+    expected_BL, _ = token_log_likelihood(model, whole_BL, start_id=0)
+    torch.testing.assert_close(out.log_likelihood_BL, expected_BL[:, 3:], rtol=1e-4, atol=1e-5)
 
 
 def test_exact_length_and_range(small_model):

@@ -193,8 +193,7 @@ def test_room_of_rows_of_unequal_length():
         expected = torch.cat([layer(step[[row]], states[row])[0] for row in range(2)])
         room = reserve_state(concat_states(states), 3)
         assert room.k_BTGP.shape[1] == 9
-        room.k_BTGP[1, 2:] = torch.nan  # never read
-        room.v_BTGP[1, 3:] = 7.0
+        room.k_BTGP[1, 3:], room.v_BTGP[1, 3:] = 100.0, 7.0  # without effect
         with updating_in_place():
             y, _ = layer(step, room)
     testing.assert_same(y, expected, "a step of unequal rows")
