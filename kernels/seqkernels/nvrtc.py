@@ -27,6 +27,7 @@ import torch
 _POINTER_OR_INT = {"i64": ctypes.c_longlong, "int": ctypes.c_int, "float": ctypes.c_float}
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEFAULT_SHARED_LIMIT = 48 * 1024  # above it a kernel has to ask
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
 _SHARED_SYMBOL = "shared_units"  # a symbol whose size, in units of 16 bytes, is what a block needs
 _NVRTC_NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 
@@ -217,6 +218,24 @@ def struct_of(source: Path, name: str) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
+class _LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute: a number and a union of 64 bytes, of which an int is used."""
+
+    _fields_ = [("id", ctypes.c_int), ("_pad", ctypes.c_int), ("value", ctypes.c_int), ("_rest", ctypes.c_int * 15)]
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [
+        *[(f"{kind}_{axis}", ctypes.c_uint) for kind in ("grid", "block") for axis in "xyz"],
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_LaunchAttribute)),
+        ("attribute_count", ctypes.c_uint),
+    ]
+
+
 class Kernel:
     """One compiled kernel on one device.
 
@@ -231,6 +250,7 @@ class Kernel:
         self._fields = dict.fromkeys(name for name, *_ in self._args._fields_)
         self._name = f"{entry} of {source.name}"
         self._device = device
+        self._may_begin_early = major >= 9
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         driver = _driver()
         with torch.cuda.device(device):
@@ -273,12 +293,21 @@ class Kernel:
         )
         return value.value
 
-    def launch(self, grid: int | tuple[int, int], threads: int, /, **arguments: torch.Tensor | int | None) -> None:
+    def launch(
+        self,
+        grid: int | tuple[int, int],
+        threads: int,
+        early: bool = False,
+        /,
+        **arguments: torch.Tensor | float | None,
+    ) -> None:
         """Enqueue on the current stream; never waits.
 
         Args:
             grid: blocks in x, or in (x, y).
             threads: per block.
+            early: the kernel may begin before the one in front of it has ended (programmatic dependent launch); it
+                must wait by itself (`griddepcontrol.wait`). Without effect before sm_90.
             arguments: every field of the argument struct. Tensors pass their address.
         """
         assert arguments.keys() == self._fields.keys(), arguments.keys() ^ self._fields.keys()
@@ -289,13 +318,17 @@ class Kernel:
         x, y = (grid, 1) if isinstance(grid, int) else grid
         if torch.cuda.current_device() != self._device:
             with torch.cuda.device(self._device):
-                status = self._enqueue(x, y, threads, pointers)
+                status = self._enqueue(x, y, threads, early, pointers)
         else:
-            status = self._enqueue(x, y, threads, pointers)
+            status = self._enqueue(x, y, threads, early, pointers)
         _check(status, f"launching {self._name} on {x} x {y} blocks of {threads} threads")
 
-    def _enqueue(self, x: int, y: int, threads: int, pointers: ctypes.Array) -> int:
+    def _enqueue(self, x: int, y: int, threads: int, early: bool, pointers: ctypes.Array) -> int:
         stream = ctypes.c_void_p(torch.cuda.current_stream(self._device).cuda_stream)
+        if early and self._may_begin_early:
+            attributes = (_LaunchAttribute * 1)(_LaunchAttribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1))
+            config = _LaunchConfig(x, y, 1, threads, 1, 1, self.shared_bytes, stream, attributes, 1)
+            return _driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None)
         return _driver().cuLaunchKernel(
             self._function, x, y, 1, threads, 1, 1, self.shared_bytes, stream, pointers, None
         )

@@ -1,0 +1,248 @@
+"""Launches the kernels of this folder: how each is cut, and the buffers between them.
+
+A step of a block between its projections is `convolve` and `scan`; a step of a whole block for few rows is `project_in`,
+`scan` and `project_out`. All sizes are compiled in, so every function here looks up one compiled kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seqkernels import nvrtc
+
+_FOLDER = Path(__file__).parent
+ELEMENT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ELEMENT of common.cuh
+_MOST_STATIC_SHARED = 48 * 1024
+
+
+class Sizes(NamedTuple):
+    """What the kernels are compiled for: model width (0 where it plays no part), channels, states, rank, taps."""
+
+    D: int
+    E: int
+    N: int
+    R: int
+    W: int
+
+    @property
+    def row_partial(self) -> int:
+        """Floats of a row of partial sums of x_proj: R + 2 N, in whole quads."""
+        return -(-(self.R + 2 * self.N) // 4) * 4
+
+
+class Projection(NamedTuple):
+    """A cut of `project_in` or `project_out`: warps a block, rows of the weight a warp."""
+
+    warps: int
+    rows: int
+
+
+class Convolve(NamedTuple):
+    """A cut of `convolve`: channels and rows of the batch a block, threads."""
+
+    channels: int
+    rows: int
+    threads: int
+
+
+class Scan(NamedTuple):
+    """A cut of `scan`: channels a block, lanes a channel, rows of the batch a block."""
+
+    channels: int
+    lanes: int
+    rows: int
+
+
+def largest_divisor(n: int, at_most: int, multiple_of: int = 1) -> int:
+    """The largest divisor of n up to a bound that is a multiple of something; 0 where there is none."""
+    return next((k for k in range(at_most - at_most % multiple_of, 0, -multiple_of) if n % k == 0), 0)
+
+
+def plan_convolve(size: Sizes, B: int) -> Convolve:
+    """Few rows: many blocks, for one trip through memory is what takes time. Many: fewer shares to add up later."""
+    channels = largest_divisor(size.E, 16 if B < 16 else 64, 8)
+    team = -(-(size.R + 2 * size.N) // 32) * 32  # threads: one an output
+    rows = 1 if B < 4 else 4 if B < 16 else 8
+    threads = team * max(1, min(rows, 384 // team))
+    return Convolve(channels, rows, -(-threads // channels) * channels if threads % channels else threads)
+
+
+def plan_scan(size: Sizes, B: int, shares: int) -> Scan:
+    """Few rows: a lane a state. Many: 16 bytes of the state a lane, several rows to a block."""
+    few = B < 8
+    lanes = min(16 if few else 4, size.N)
+    channels = largest_divisor(size.E, 256 // lanes, 32 // lanes)
+    rows = 1 if few else 8
+    while rows > 1 and shares * rows * size.row_partial * 4 > _MOST_STATIC_SHARED - 4096:
+        rows //= 2
+    return Scan(channels, lanes, rows)
+
+
+def plan_project_in(size: Sizes, B: int, processors: int) -> Projection:
+    """One wave of blocks where 12 weight pieces a lane allow it."""
+    pieces = -(-size.D // 256)
+    most = max(1, min(12 // pieces, 32 // B))
+    wanted = min(most, -(-2 * size.E // (8 * processors)))
+    return Projection(8, next((rows for rows in range(wanted, most + 1) if size.E % (8 * rows) == 0), 1))
+
+
+def plan_project_out(size: Sizes, B: int, processors: int) -> Projection:
+    """The same, with nothing that would have to divide."""
+    pieces = -(-size.E // 256)
+    most = max(1, min(12 // pieces, 32 // B))
+    return Projection(8, min(most, -(-size.D // (8 * processors))))
+
+
+@functools.cache
+def processors(index: int) -> int:
+    """Multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _kernel(name: str, args: str, size: Sizes, x: Tensor, **defines: int) -> nvrtc.Kernel:
+    macros = {**size._asdict(), "ELEMENT": ELEMENT[x.dtype], **defines}
+    return nvrtc.kernel(_FOLDER / f"{name}.cu", name, args, macros, x.device.index)
+
+
+def convolve(
+    xz: Tensor,
+    conv_state: Tensor,
+    new_conv_state: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    size: Sizes,
+    cut: Convolve,
+) -> tuple[Tensor, Tensor]:
+    """Returns the convolved signal (B, E) and the shares of x_proj (shares, B, row_partial), both fp32."""
+    B = xz.shape[0]
+    shares = size.E // cut.channels
+    signal = torch.empty(B, size.E, dtype=torch.float32, device=xz.device)
+    partial = torch.empty(shares, B, size.row_partial, dtype=torch.float32, device=xz.device)
+    defines = {"CHANNELS": cut.channels, "ROWS": cut.rows, "THREADS": cut.threads}
+    _kernel("convolve", "ConvolveArgs", size, xz, **defines).launch(
+        (shares, -(-B // cut.rows)),
+        cut.threads,
+        True,
+        xz=xz,
+        conv_weight=conv_weight,
+        conv_bias=conv_bias,
+        x_proj=x_proj,
+        conv_state=conv_state,
+        new_conv_state=new_conv_state,
+        signal=signal,
+        partial=partial,
+        stride_xz=xz.stride(0),
+        B=B,
+    )
+    return signal, partial
+
+
+def scan(
+    signal: Tensor,
+    z: Tensor,
+    partial: Tensor,
+    state: Tensor,
+    new_state: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    a: Tensor,
+    d: Tensor,
+    size: Sizes,
+    cut: Scan,
+) -> Tensor:
+    """Returns the gated output y (B, E) in dt_proj's dtype; z (B, E) may be strided, fp32 or of that dtype too."""
+    B = signal.shape[0]
+    y = torch.empty(B, size.E, dtype=dt_proj.dtype, device=signal.device)
+    defines = {"CHANNELS": cut.channels, "LANES": cut.lanes, "ROWS": cut.rows, "SHARES": partial.shape[0]}
+    gate_float = int(z.dtype == torch.float32)
+    _kernel("scan", "ScanArgs", size, y, GATE_FLOAT=gate_float, **defines).launch(
+        (size.E // cut.channels, -(-B // cut.rows)),
+        cut.channels * cut.lanes,
+        True,
+        x=signal,
+        z=z,
+        partial=partial,
+        dt_proj=dt_proj,
+        dt_bias=dt_bias,
+        a=a,
+        d=d,
+        state=state,
+        new_state=new_state,
+        y=y,
+        stride_z=z.stride(0),
+        row_partial=partial.shape[2],
+        B=B,
+    )
+    return y
+
+
+class NormedInput(NamedTuple):
+    """What `project_in` makes, all fp32: residual (B, D), signal and gate (B, E), shares of x_proj."""
+
+    residual: Tensor
+    signal: Tensor
+    gate: Tensor
+    partial: Tensor
+
+
+def project_in(
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    in_proj: Tensor,
+    in_bias: Tensor | None,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    conv_state: Tensor,
+    new_conv_state: Tensor,
+    size: Sizes,
+    cut: Projection,
+) -> NormedInput:
+    """Residual add, norm, in_proj, convolution and shares of x_proj for few rows."""
+    B, channels = x.shape[0], cut.warps * cut.rows
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float32, device=x.device)
+
+    made = NormedInput(
+        empty(B, size.D), empty(B, size.E), empty(B, size.E), empty(size.E // channels, B, size.row_partial)
+    )
+    _kernel("project_in", "InputArgs", size, x, BATCH=B, WARPS=cut.warps, ROWS=cut.rows).launch(
+        2 * size.E // channels,
+        32 * cut.warps,
+        True,
+        x=x,
+        residual=residual,
+        norm_weight=norm_weight,
+        in_proj=in_proj,
+        in_bias=in_bias,
+        conv_weight=conv_weight,
+        conv_bias=conv_bias,
+        x_proj=x_proj,
+        conv_state=conv_state,
+        new_conv_state=new_conv_state,
+        new_residual=made.residual,
+        signal=made.signal,
+        gate=made.gate,
+        partial=made.partial,
+        eps=eps,
+    )
+    return made
+
+
+def project_out(y: Tensor, weight: Tensor, bias: Tensor | None, size: Sizes, cut: Projection) -> Tensor:
+    """out_proj for few rows: (B, D) in y's dtype."""
+    B = y.shape[0]
+    out = torch.empty(B, size.D, dtype=y.dtype, device=y.device)
+    _kernel("project_out", "OutputArgs", size, y, BATCH=B, WARPS=cut.warps, ROWS=cut.rows).launch(
+        -(-size.D // (cut.warps * cut.rows)), 32 * cut.warps, True, y=y, weight=weight, bias=bias, out=out
+    )
+    return out
