@@ -1,0 +1,93 @@
+"""Long short-term memory (Hochreiter and Schmidhuber 1997; torch's `nn.LSTM`): the recurrent baseline.
+
+    i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of (W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+    c_t = f c_{t-1} + i g        h_t = o tanh(c_t)        y = out_proj h
+
+Time is sequential: a sequence of L costs L dependent steps, which is why the field left it for long contexts.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from seqkernels.checks import accumulation_dtype, check_cu_seqlens
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+
+from seqmodels.layers.base import SequenceLayer, require_positive
+
+
+class LSTMState(NamedTuple):
+    """What an LSTM carries.
+
+    Attributes:
+        h: (B, E) fp32, the last output of the cell.
+        c: (B, E) fp32, the cell.
+    """
+
+    h: Float[Tensor, "B E"]
+    c: Float[Tensor, "B E"]
+
+
+class LSTM(SequenceLayer):
+    """torch's LSTM, one layer of it, and a projection back to the model's width; O(L) sequential steps, O(1) state.
+
+    The recurrence runs in fp32 under autocast too: its state would be rounded at every step. On a GPU it is cuDNN's,
+    whose products are TF32 unless `torch.backends.cudnn.allow_tf32` is False.
+
+    Args:
+        d_model: width D of input and output.
+        expand: width of the cell, E = expand * d_model.
+        bias: whether the cell's gates have biases (the forget gate's starts at 1) and out_proj has one.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, d_model: int, *, expand: int = 1, bias: bool = True):
+        super().__init__()
+        require_positive(d_model=d_model, expand=expand)
+        self.lstm = nn.LSTM(d_model, expand * d_model, bias=bias, batch_first=True)
+        self.out_proj = nn.Linear(expand * d_model, d_model, bias=bias)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """torch's initialisation, but a forget gate that starts open (Jozefowicz et al. 2015), other biases at zero."""
+        self.lstm.reset_parameters()
+        self.out_proj.reset_parameters()
+        if self.out_proj.bias is not None:
+            nn.init.zeros_(self.out_proj.bias)
+            inner, recurrent = self.lstm.get_parameter("bias_ih_l0"), self.lstm.get_parameter("bias_hh_l0")
+            nn.init.zeros_(inner)
+            nn.init.zeros_(recurrent)
+            inner.chunk(4)[1].fill_(1.0)  # torch's order of gates is i, f, g, o
+
+    def forward(
+        self,
+        x_BLD: Float[Tensor, "B L D"],
+        state: LSTMState | None = None,
+        *,
+        cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
+    ) -> tuple[Float[Tensor, "B L D"], LSTMState]:
+        """See `SequenceLayer.forward`."""
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            h_BLE, new_state = self._recur(x_BLD.to(accumulation_dtype(x_BLD.dtype)), state, cu_seqlens)
+        return self.out_proj(h_BLE.to(x_BLD.dtype)), new_state
+
+    def _recur(
+        self, x_BLD: Float[Tensor, "B L D"], state: LSTMState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Float[Tensor, "B L E"], LSTMState]:
+        """The cell over all positions, packed sequences side by side."""
+        initial = None if state is None else (state.h.unsqueeze(0), state.c.unsqueeze(0))
+        if cu_seqlens is None:
+            h_BLE, (h, c) = self.lstm(x_BLD, initial)
+        else:
+            check_cu_seqlens("LSTM", cu_seqlens, x_BLD.shape[0], x_BLD.shape[1])
+            rows = [x_BLD[0, first:last] for first, last in pairwise(cu_seqlens.tolist())]
+            packed, (h, c) = self.lstm(pack_sequence(rows, enforce_sorted=False), initial)
+            h_BLE = torch.cat(unpack_sequence(packed)).unsqueeze(0)
+        return h_BLE, LSTMState(h.squeeze(0), c.squeeze(0))
