@@ -38,6 +38,10 @@ class KVCache(NamedTuple):
         """Every row as a cache of its own, without its convolution's state."""
         return [KVCache(k, v) for k, v in zip(self.k_BTGP.split(1), self.v_BTGP.split(1))]
 
+    def empty_rows(self, count: int) -> KVCache:
+        """Rows that have read nothing."""
+        return _nothing(self, count)
+
     def concat_rows(self, states: Sequence[KVCache | PaddedKVCache]) -> KVCache | PaddedKVCache:
         """Joins caches along the batch; of unequal lengths too."""
         return _join(states)
@@ -83,6 +87,10 @@ class PaddedKVCache(NamedTuple):
         if bool((length_K == longest).all()):
             return KVCache(k, v, conv)
         return PaddedKVCache(k, v, length_K, conv)
+
+    def empty_rows(self, count: int) -> KVCache:
+        """Rows that have read nothing."""
+        return _nothing(self, count)
 
     def concat_rows(self, states: Sequence[KVCache | PaddedKVCache]) -> KVCache | PaddedKVCache:
         """Joins caches along the batch; room that was reserved is given up."""
@@ -131,6 +139,11 @@ def _join(states: Sequence[KVCache | PaddedKVCache]) -> KVCache | PaddedKVCache:
     if len(set(lengths)) == 1:
         return KVCache(k, v, conv)
     return PaddedKVCache(k, v, torch.tensor(lengths, device=k.device), conv)
+
+
+def _nothing(like: KVCache | PaddedKVCache, count: int) -> KVCache:
+    k, v = (tensor.new_zeros(count, 0, *tensor.shape[2:]) for tensor in (like.k_BTGP, like.v_BTGP))
+    return KVCache(k, v, like.conv.new_zeros(count, *like.conv.shape[1:]) if isinstance(like.conv, Tensor) else ())
 
 
 def _pad(tensor_BTGP: Float[Tensor, "B T G P"], length: int) -> Float[Tensor, "B length G P"]:
