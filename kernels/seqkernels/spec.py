@@ -66,6 +66,9 @@ class OpSpec:
             and `return_final_state`, and the tests of those laws run.
         state_name: the name of the initial-state argument of a causal op.
         per_position: names of tensors with (B, L, ...) layout, which the tests cut and pack.
+        slack: dtype of the first input to the error, relative to the largest value, that an implementation may add
+            beyond twice plain PyTorch's; for ops whose products round their factors to that dtype (tensor cores) or
+            add in another order. Absent: 2 eps of the output's dtype.
     """
 
     name: str
@@ -82,6 +85,7 @@ class OpSpec:
     causal: bool = False
     state_name: str = ""
     per_position: tuple[str, ...] = ()
+    slack: Mapping[torch.dtype, float] = field(default_factory=dict)
 
     @property
     def reference(self) -> Callable[..., Any]:
