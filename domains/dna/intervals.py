@@ -1,24 +1,27 @@
-"""Where windows lie: intervals, BED files, train/valid/test regions, windows inside them, and the leak report.
+"""Regions of a genome: intervals, BED files, and how records are divided into train, valid and test.
 
 All coordinates are 0-based half-open, as in BED: `chr1 0 100` is the first hundred bases.
-In: record lengths (`Genome.lengths`). Out: `Interval` regions of each split, and a `WindowTable` of windows in them.
+In: record lengths (`Genome.lengths`). Out: `Interval` regions of each split; `windows.py` puts windows into them.
 """
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int64
 
 from domains.dna.names import close_names, find_contig, matches
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("train", "valid", "test")
-EDGES = ("shift", "pad", "drop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,18 @@ class Interval:
 # ---------------------------------------------------------------------------------------------------------- BED
 
 
-def read_bed(path: str | Path, lengths: Mapping[str, int]) -> list[Interval]:
-    """Intervals of a BED file (3 to 12 columns, tab or space; `.gz` too) on records of these lengths.
+def read_bed(
+    path: str | Path, lengths: Mapping[str, int], *, label_column: int = 4, skipped: Counter[str] | None = None
+) -> list[Interval]:
+    """Intervals of a BED file (3 columns or more, tab or space; `.gz` too) on records of these lengths.
 
     Header lines (`#`, `track`, `browser`) and blank lines are skipped. Chromosome aliases (20, chr20) are resolved.
+
+    Args:
+        path: the file.
+        lengths: bases of every record.
+        label_column: the column, counted from 1, that becomes `Interval.name`; rows without it have the name "".
+        skipped: where given, rows on records that are not there are counted here by their record instead of refused.
 
     Raises:
         ValueError: file and line of an interval that is no interval, reversed, empty, past the end of its record, or on
@@ -62,19 +73,24 @@ def read_bed(path: str | Path, lengths: Mapping[str, int]) -> list[Interval]:
         for number, line in enumerate(file, start=1):
             if not line.strip() or line.startswith(("#", "track", "browser")):
                 continue
+            cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+            if skipped is not None and find_contig(cells[0], lengths) is None:
+                skipped[cells[0]] += 1
+                continue
             try:
-                intervals.append(_bed_row(line, lengths))
+                intervals.append(_bed_row(cells, lengths, label_column))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if not intervals:
-        raise ValueError(f"{path}: no interval in it")
+        absent = f"; {sum(skipped.values())} rows are on sequences that are not there" if skipped else ""
+        raise ValueError(f"{path}: no interval in it{absent}")
     return intervals
 
 
-def _bed_row(line: str, lengths: Mapping[str, int]) -> Interval:
-    cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+def _bed_row(cells: Sequence[str], lengths: Mapping[str, int], label_column: int) -> Interval:
     if len(cells) < 3 or not (cells[1].strip().isdigit() and cells[2].strip().isdigit()):
-        raise ValueError(f"not a BED interval (chromosome, start, end): {line.strip()[:80]!r}")
+        shown = "\t".join(cells).strip()[:80]
+        raise ValueError(f"not a BED interval (chromosome, start, end): {shown!r}")
     start, end = int(cells[1]), int(cells[2])
     contig = find_contig(cells[0], lengths)
     if contig is None:
@@ -85,9 +101,12 @@ def _bed_row(line: str, lengths: Mapping[str, int]) -> Interval:
     if end > lengths[contig]:
         raise ValueError(f"{cells[0]}:{start}-{end} runs past the end of {contig} ({lengths[contig]} bases)")
     strand = cells[5] if len(cells) > 5 else "+"
+    if label_column != 4 and strand not in ("+", "-"):
+        strand = "+"  # a table of its own kind, where column six is something else
     if strand not in ("+", "-", ".", ""):
         raise ValueError(f'the strand is {strand!r}; accepted: "+", "-", "."')
-    return Interval(contig, start, end, "-" if strand == "-" else "+", cells[3] if len(cells) > 3 else "")
+    name = cells[label_column - 1].strip() if len(cells) >= label_column else ""
+    return Interval(contig, start, end, "-" if strand == "-" else "+", name)
 
 
 # ------------------------------------------------------------------------------------------------------- splits
@@ -187,12 +206,15 @@ class HeldOutChromosomes:
 
 
 class BedRegions:
-    """Regions from a BED whose fourth column says the split (`chr1 0 131072 train`).
+    """Regions from a BED with a column that says the split (`chr1 0 131072 train`).
 
     Args:
-        path: the BED file.
-        train: labels of column four that are training regions; likewise `valid` and `test`. Rows with other labels are
-            left out.
+        path: the BED file, `.gz` too.
+        train: labels of the column that are training regions, globs allowed (`fold[0-5]`); likewise `valid` and `test`.
+            Rows with other labels are left out.
+        label_column: the column with the labels, counted from 1; 4 in HG38's human-sequences.bed.
+        on_missing: rows on sequences that the genome does not have: "error", or "skip" to leave them out and say how
+            many (a BED of a whole genome with the FASTA of one chromosome).
     """
 
     def __init__(
@@ -202,156 +224,37 @@ class BedRegions:
         train: Sequence[str] = ("train",),
         valid: Sequence[str] = ("valid", "val", "validation"),
         test: Sequence[str] = ("test",),
+        label_column: int = 4,
+        on_missing: str = "error",
     ):
-        self.path = path
+        if label_column < 4:
+            raise ValueError(f"label_column={label_column}: columns 1 to 3 are the interval, labels stand further on")
+        if on_missing not in ("error", "skip"):
+            raise ValueError(f'on_missing={on_missing!r}; accepted: "error", "skip"')
+        self.path, self.label_column, self.on_missing = path, label_column, on_missing
         self.labels = {"train": _as_list(train), "valid": _as_list(valid), "test": _as_list(test)}
 
     def regions(self, lengths: Mapping[str, int]) -> dict[str, list[Interval]]:
-        rows = read_bed(self.path, lengths)
-        found = {split: [row for row in rows if row.name in self.labels[split]] for split in SPLITS}
+        skipped: Counter[str] | None = Counter() if self.on_missing == "skip" else None
+        rows = read_bed(self.path, lengths, label_column=self.label_column, skipped=skipped)
+        if skipped:
+            names = ", ".join(list(skipped)[:8]) + (" …" if len(skipped) > 8 else "")
+            log.warning("%s: %d rows are on sequences that are not there: %s", self.path, skipped.total(), names)
+        split_of = {row.name: self._split_of(row.name) for row in rows}
+        found = {split: [row for row in rows if split_of[row.name] == split] for split in SPLITS}
         if not found["train"]:
-            seen = sorted({row.name for row in rows})[:8]
-            raise ValueError(f"{self.path}: no row is labelled {self.labels['train']}; column four holds {seen}")
+            seen = ", ".join(repr(name) for name in sorted(split_of)[:8])
+            raise ValueError(
+                f"{self.path}: no row is labelled {self.labels['train']}; column {self.label_column} holds {seen}"
+            )
         return found
+
+    def _split_of(self, label: str) -> str | None:
+        fitting = [split for split in SPLITS if any(fnmatchcase(label, pattern) for pattern in self.labels[split])]
+        if len(fitting) > 1:
+            raise ValueError(f"{self.path}: the label {label!r} is in both {fitting[0]} and {fitting[1]}")
+        return fitting[0] if fitting else None
 
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:
     return [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
-
-
-# ------------------------------------------------------------------------------------------------------ windows
-
-
-@dataclass(frozen=True)
-class WindowTable:
-    """Many windows as three arrays: workers share them instead of copying a million objects.
-
-    Attributes:
-        contigs: names that `contig_index` points into.
-        contig_index, starts, ends: of each window; 0-based half-open.
-    """
-
-    contigs: tuple[str, ...]
-    contig_index: Int64[np.ndarray, " windows"]
-    starts: Int64[np.ndarray, " windows"]
-    ends: Int64[np.ndarray, " windows"]
-
-    @classmethod
-    def of(cls, intervals: Sequence[Interval]) -> WindowTable:
-        contigs = tuple(dict.fromkeys(interval.contig for interval in intervals))
-        row_of = {contig: row for row, contig in enumerate(contigs)}
-        columns = [(row_of[interval.contig], interval.start, interval.end) for interval in intervals]
-        index, starts, ends = np.array(columns, dtype=np.int64).reshape(-1, 3).T
-        return cls(contigs, index, starts, ends)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, row: int) -> Interval:
-        return Interval(self.contigs[self.contig_index[row]], int(self.starts[row]), int(self.ends[row]))
-
-    def take(self, rows: np.ndarray) -> WindowTable:
-        """The windows `rows` (indices or a mask)."""
-        return WindowTable(self.contigs, self.contig_index[rows], self.starts[rows], self.ends[rows])
-
-    def by_contig(self) -> Iterator[tuple[str, Int64[np.ndarray, " rows"]]]:
-        """Each record that has windows, with their row numbers; linear also where there are many records."""
-        order = np.argsort(self.contig_index, kind="stable")
-        present, first = np.unique(self.contig_index[order], return_index=True)
-        for row, rows in zip(present.tolist(), np.split(order, first[1:])):
-            yield self.contigs[row], rows
-
-    def spread(self, count: int) -> WindowTable:
-        """At most `count` of the windows, evenly spaced through the table."""
-        if count >= len(self):
-            return self
-        return self.take(np.arange(count) * len(self) // count)
-
-
-def tile(
-    regions: Sequence[Interval], window_bases: int, *, edge: str = "shift", stride: int | None = None
-) -> WindowTable:
-    """Windows side by side in every region; none crosses the border of its region.
-
-    Args:
-        regions: where windows may lie.
-        window_bases: length of a window.
-        edge: what becomes of the bases at the end of a region that fill no window: "shift" moves the last window back
-            so that it ends with the region (it overlaps the one before), "pad" makes a shorter window (the batch pads
-            it on the right), "drop" leaves them out. A region shorter than a window gives one shorter window with "pad"
-            and none otherwise.
-        stride: distance from one window's start to the next; None means `window_bases`.
-    """
-    if edge not in EDGES:
-        raise ValueError(f"edge={edge!r}; accepted: {', '.join(EDGES)}")
-    stride = window_bases if stride is None else stride
-    if window_bases < 1 or stride < 1:
-        raise ValueError(f"window_bases={window_bases} and stride={stride} must be at least 1")
-    regions = list(regions)
-    table = WindowTable.of(regions)
-    pieces = [_tile_one(r.start, r.end, window_bases, stride, edge) for r in regions]
-    counts = np.array([len(starts) for starts, _ in pieces], dtype=np.int64)
-    empty = np.empty(0, dtype=np.int64)
-    starts = np.concatenate([empty, *(starts for starts, _ in pieces)])
-    ends = np.concatenate([empty, *(ends for _, ends in pieces)])
-    return WindowTable(table.contigs, np.repeat(table.contig_index, counts), starts, ends)
-
-
-def _tile_one(start: int, end: int, window: int, stride: int, edge: str) -> tuple[np.ndarray, np.ndarray]:
-    whole = np.arange(start, max(end - window + 1, start), stride, dtype=np.int64)
-    if end - start < window:
-        whole = whole[:0]
-    ends = whole + window
-    reached = int(ends[-1]) if len(ends) else start
-    if reached < end and edge == "shift" and end - start >= window:
-        whole, ends = np.append(whole, end - window), np.append(ends, end)
-    elif reached < end and edge == "pad":
-        first = int(whole[-1]) + stride if len(whole) else start
-        if first < end:
-            whole, ends = np.append(whole, first), np.append(ends, end)
-    return whole, ends
-
-
-def n_fractions(windows: WindowTable, count_n: Callable[[str, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Share of letters read as N in each window; `count_n` is `Genome.count_n`."""
-    counts = np.zeros(len(windows), dtype=np.int64)
-    for contig, here in windows.by_contig():
-        counts[here] = count_n(contig, windows.starts[here], windows.ends[here])
-    return counts / np.maximum(windows.ends - windows.starts, 1)
-
-
-# -------------------------------------------------------------------------------------------------- leak report
-
-
-def merge(windows: WindowTable) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Sorted, disjoint (starts, ends) of everything the windows cover, by record."""
-    merged = {}
-    for contig, here in windows.by_contig():
-        order = np.argsort(windows.starts[here], kind="stable")
-        starts, ends = windows.starts[here][order], windows.ends[here][order]
-        reach = np.maximum.accumulate(ends)
-        new = np.concatenate([[True], starts[1:] > reach[:-1]])
-        last = np.concatenate([np.flatnonzero(new)[1:] - 1, [len(starts) - 1]])
-        merged[contig] = (starts[new], reach[last])
-    return merged
-
-
-def touching(windows: WindowTable, training: WindowTable) -> np.ndarray:
-    """True for each window that shares at least one base with the training windows."""
-    touched = np.zeros(len(windows), dtype=bool)
-    covered = merge(training)
-    for contig, here in windows.by_contig():
-        if contig not in covered:
-            continue
-        starts, ends = covered[contig]
-        before_end = np.searchsorted(starts, windows.ends[here], side="left")  # training stretches that start before
-        over_start = np.searchsorted(ends, windows.starts[here], side="right")  # those that end at or before its start
-        touched[here] = before_end > over_start
-    return touched
-
-
-def leak_report(training: WindowTable, held_out: Mapping[str, WindowTable]) -> dict[str, float]:
-    """Share of each held-out split's windows that touch training bases, 0 to 1: `{"valid": 0.0, "test": 0.93}`."""
-    return {
-        split: float(touching(windows, training).mean()) if len(windows) else 0.0 for split, windows in held_out.items()
-    }

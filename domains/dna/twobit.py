@@ -100,7 +100,7 @@ class TwoBit:
 
     def counts(self, name: str | None = None) -> dict[str, int]:
         """bases, n, lower_case, iupac, uracil of one record or, with None, of the file (the last two are always 0)."""
-        total: dict[str, int] = {what: 0 for what in COUNTED}
+        total: dict[str, int] = dict.fromkeys([*COUNTED], 0)
         for one in self.names if name is None else (self.known(name),):
             record = self._record(one)
             total["bases"] += self.lengths[one]

@@ -145,7 +145,8 @@ def test_leaks_are_reported_or_refused(genome, tmp_path, caplog):
     corpus = GenomeWindows(genome, window_bases=100, splits=splits)
     assert corpus.report()["valid_leak_share"] == pytest.approx(1 / 6)
     assert corpus.report()["test_leak_share"] == 0
-    assert "16.7% of the valid windows touch training bases" in caplog.text
+    assert corpus.report()["valid_leak_base_share"] == pytest.approx(1 / 6)
+    assert "16.7% of the valid windows (16.7% of their bases) touch training bases" in caplog.text
     with pytest.raises(ValueError, match="on_leak"):
         GenomeWindows(genome, window_bases=100, splits=splits, on_leak="error")
     assert GenomeWindows(genome, window_bases=100).report()["valid_leak_share"] == 0

@@ -1,81 +1,16 @@
-"""Windows and splits as tables, BED errors with their line, and the leak report against a count by hand."""
+"""Splits as tables, BED errors with their line, labels and chromosomes that choose the split."""
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from domains.dna.intervals import (
-    BedRegions,
-    HeldOutChromosomes,
-    HeldOutRegions,
-    Interval,
-    WindowTable,
-    find_contig,
-    leak_report,
-    n_fractions,
-    read_bed,
-    tile,
-    touching,
-)
+from domains.dna.intervals import BedRegions, HeldOutChromosomes, HeldOutRegions, read_bed
+from domains.dna.names import find_contig
 
 LENGTHS = {"chr1": 1000, "chr2": 500, "chrM": 16}
-
-
-def pairs(windows: WindowTable) -> list[tuple[int, int]]:
-    return list(zip(windows.starts.tolist(), windows.ends.tolist()))
-
-
-# ---------------------------------------------------------------------------------------------------------- tiles
-
-# A region, the window, the edge policy, the stride -> the windows.
-TILES = [
-    ((0, 10), 5, "shift", None, [(0, 5), (5, 10)]),
-    ((0, 12), 5, "shift", None, [(0, 5), (5, 10), (7, 12)]),
-    ((0, 12), 5, "pad", None, [(0, 5), (5, 10), (10, 12)]),
-    ((0, 12), 5, "drop", None, [(0, 5), (5, 10)]),
-    ((100, 104), 5, "shift", None, []),
-    ((100, 104), 5, "pad", None, [(100, 104)]),
-    ((100, 104), 5, "drop", None, []),
-    ((0, 12), 6, "drop", 3, [(0, 6), (3, 9), (6, 12)]),
-    ((0, 13), 6, "shift", 3, [(0, 6), (3, 9), (6, 12), (7, 13)]),
-    ((3, 8), 5, "shift", None, [(3, 8)]),
-]
-
-
-@pytest.mark.parametrize(("region", "window", "edge", "stride", "expected"), TILES)
-def test_tiles(region, window, edge, stride, expected):
-    assert pairs(tile([Interval("chr1", *region)], window, edge=edge, stride=stride)) == expected
-
-
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 90)), min_size=1, max_size=6), st.integers(1, 40))
-def test_tiles_cover_every_base_and_stay_inside(regions, window):
-    intervals = [Interval(f"chr{row}", start, start + length) for row, (start, length) in enumerate(regions)]
-    for edge in ("shift", "pad"):
-        windows = tile(intervals, window, edge=edge)
-        covered = {interval.contig: set() for interval in intervals}
-        for row in range(len(windows)):
-            covered[windows[row].contig] |= set(range(windows[row].start, windows[row].end))
-        for interval in intervals:
-            whole = set(range(interval.start, interval.end))
-            assert covered[interval.contig] == (whole if edge == "pad" or len(interval) >= window else set())
-
-
-def test_tile_arguments():
-    with pytest.raises(ValueError, match="edge='wrap'; accepted: shift, pad, drop"):
-        tile([Interval("chr1", 0, 9)], 3, edge="wrap")
-    with pytest.raises(ValueError, match="window_bases=0"):
-        tile([Interval("chr1", 0, 9)], 0)
-    assert len(tile([], 3)) == 0
-
-
-def test_spread_takes_windows_evenly():
-    windows = tile([Interval("chr1", 0, 1000)], 10)
-    assert windows.spread(4).starts.tolist() == [0, 250, 500, 750]
-    assert windows.spread(1000) is windows
-
 
 # --------------------------------------------------------------------------------------------------------- splits
 
@@ -166,7 +101,7 @@ def test_bed_regions_by_label(tmp_path):
     path.write_text("chr1 0 10 fold0\nchr1 10 30 fold1\nchr2 0 10 fold2\nchr2 10 20 fold9\n")
     regions = BedRegions(str(path), train=["fold0", "fold1"], valid="fold2").regions(LENGTHS)
     assert [len(regions[split]) for split in ("train", "valid", "test")] == [2, 1, 0]
-    with pytest.raises(ValueError, match=r"no row is labelled \['train'\]; column four holds \['fold0'"):
+    with pytest.raises(ValueError, match=r"no row is labelled \['train'\]; column 4 holds 'fold0'"):
         BedRegions(str(path)).regions(LENGTHS)
     with pytest.raises(FileNotFoundError, match=r"none\.bed"):
         BedRegions(str(tmp_path / "none.bed")).regions(LENGTHS)
@@ -180,29 +115,30 @@ def test_aliases():
     assert find_contig("21", {"chr20": 1}) is None
 
 
-# ----------------------------------------------------------------------------------------------------------- leaks
+def test_bed_regions_by_globs_of_labels_in_another_column(tmp_path):
+    path = tmp_path / "x.bed.gz"
+    rows = [f"chr1 {10 * i} {10 * i + 10} row{i} 0 fold{i % 4}" for i in range(8)]
+    path.write_bytes(gzip.compress("\n".join(rows).encode()))
+    splits = BedRegions(str(path), train="fold[01]", valid="fold2", test=["fold3"], label_column=6)
+    regions = splits.regions(LENGTHS)
+    assert [[region.start for region in regions[split]] for split in ("train", "valid", "test")] == [
+        [0, 10, 40, 50], [20, 60], [30, 70]]  # fmt: skip
+    with pytest.raises(ValueError, match=r"the label 'fold2' is in both train and valid"):
+        BedRegions(str(path), train="fold*", valid="fold2", label_column=6).regions(LENGTHS)
+    with pytest.raises(ValueError, match=r"no row is labelled .*; column 5 holds '0'"):
+        BedRegions(str(path), label_column=5).regions(LENGTHS)
+    with pytest.raises(ValueError, match="label_column=3"):
+        BedRegions(str(path), label_column=3)
 
 
-def test_touching_by_hand():
-    training = WindowTable.of([Interval("a", 10, 20), Interval("a", 18, 30), Interval("b", 0, 5)])
-    held = WindowTable.of(
-        [Interval("a", 0, 10), Interval("a", 0, 11), Interval("a", 29, 31), Interval("a", 30, 40), Interval("c", 0, 9)]
-    )
-    assert touching(held, training).tolist() == [False, True, True, False, False]
-    assert leak_report(training, {"valid": held, "test": WindowTable.of([])}) == {"valid": 0.4, "test": 0.0}
-
-
-spans = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=8)
-
-
-@given(spans, spans)
-def test_touching_agrees_with_sets(training, held):
-    taken = {base for start, length in training for base in range(start, start + length)}
-    found = touching(*(WindowTable.of([Interval("a", s, s + n) for s, n in part]) for part in (held, training)))
-    assert found.tolist() == [bool(taken & set(range(start, start + length))) for start, length in held]
-
-
-def test_n_fractions_over_contigs():
-    windows = WindowTable.of([Interval("b", 0, 4), Interval("a", 0, 10), Interval("b", 4, 8)])
-    counts = {"a": lambda s, e: 5 * np.ones(len(s)), "b": lambda s, e: np.where(s == 0, 1, 4)}
-    assert n_fractions(windows, lambda name, s, e: counts[name](s, e)).tolist() == [0.25, 0.5, 1.0]
+def test_rows_on_sequences_that_are_not_there_are_refused_or_skipped_and_counted(tmp_path, caplog):
+    path = tmp_path / "x.bed"
+    path.write_text("chr9 0 10 train\nchr1 0 10 train\nchr9 20 30 test\nchr8 5 9 valid\n")
+    with pytest.raises(ValueError, match=r"x.bed, line 1: there is no sequence 'chr9'"):
+        BedRegions(str(path)).regions(LENGTHS)
+    assert len(BedRegions(str(path), on_missing="skip").regions(LENGTHS)["train"]) == 1
+    assert "3 rows are on sequences that are not there: chr9, chr8" in caplog.text
+    with pytest.raises(ValueError, match="no interval in it; 4 rows are on sequences that are not there"):
+        BedRegions(str(path), on_missing="skip").regions({"scaffold": 100})
+    with pytest.raises(ValueError, match="on_missing='no'"):
+        BedRegions(str(path), on_missing="no")
