@@ -34,6 +34,11 @@ class Backbone(nn.Module, ABC):
     def is_causal(self) -> bool:
         """Whether hidden[:, t] depends on ids[:, :t+1] alone."""
 
+    @property
+    def steps_per_cycle(self) -> int:
+        """Steps of one position until the same layers run again: 1, unless some run at a lower rate than the input."""
+        return 1
+
     @abstractmethod
     def forward(
         self, ids_BL: Int[Tensor, "B L"], state: State = None, *, cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seqmodels.inference.graph import WARM_UP_STEPS, cuda_graph
+from seqmodels.inference.graph import MOST_GRAPHS, cuda_graph, warm_up_steps
 from seqmodels.inference.sampling import Sampling
 from seqmodels.layers.state import State, assign_state, map_state, state_tensors, updating_in_place
 from seqmodels.model import SequenceModel
@@ -37,17 +38,25 @@ class Decoder:
         self.model, self.sampling = model, sampling
         self.penalty_V = sampling.penalty_V(logits_BV.shape[1], device)
         self.logits_BV, self.state = logits_BV.clone(), map_state(torch.clone, state)
-        rows = max(chunk_len, WARM_UP_STEPS)  # warming up draws too
+        rows = max(chunk_len, warm_up_steps(model.backbone.steps_per_cycle))  # warming up draws too
         self.uniform_QB = torch.zeros(rows, B, dtype=torch.float64, device=device)
         self.ids_QB = torch.zeros(rows, B, dtype=torch.int64, device=device)
         self.log_p_QB = torch.zeros(rows, B, device=device)
         self.position_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        self.step = self._step
-        if device.type == "cuda":
-            try:
-                self.step = cuda_graph(self._step, [self.logits_BV, self.position_1, *state_tensors(self.state)])
-            except RuntimeError as error:
-                log.warning("steps are launched one by one, which is slow: no CUDA graph of them (%s)", error)
+        self.step = self._step if device.type != "cuda" else self._graph()
+
+    def _graph(self) -> Callable[[], None]:
+        """The step as a CUDA graph, or several in turn where layers run at different rates; else itself."""
+        cycle = self.model.backbone.steps_per_cycle
+        if cycle > MOST_GRAPHS:
+            log.info("steps are launched one by one: a cycle has %d, more than the %d graphs made", cycle, MOST_GRAPHS)
+            return self._step
+        changed = [self.logits_BV, self.position_1, *state_tensors(self.state)]
+        try:
+            return cuda_graph(self._step, changed, cycle)
+        except RuntimeError as error:
+            log.warning("steps are launched one by one, which is slow: no CUDA graph of them (%s)", error)
+            return self._step
 
     @torch.no_grad()
     def run(self, uniform_QB: Float[Tensor, "Q B"]) -> tuple[Int[Tensor, "B Q"], Float[Tensor, "B Q"]]:

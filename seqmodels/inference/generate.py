@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from seqmodels.inference.decode import Decoder
-from seqmodels.inference.graph import WARM_UP_STEPS
+from seqmodels.inference.graph import warm_up_steps
 from seqmodels.inference.sampling import Sampling, uniforms
 from seqmodels.layers.base import require_positive
 from seqmodels.layers.state import State, reserve_state
@@ -85,7 +85,7 @@ def generate(
     noise = uniforms(sampling.seed, B, chunk_len, device)
     with evaluation(model):
         logits_BV, state = _prefill(model, inputs_BL)
-        state = reserve_state(state, num_tokens + WARM_UP_STEPS)
+        state = reserve_state(state, num_tokens + warm_up_steps(model.backbone.steps_per_cycle))
         decoder = Decoder(model, logits_BV, state, sampling, chunk_len)
         for first in range(0, num_tokens, chunk_len):
             chunk = slice(first, min(first + chunk_len, num_tokens))
