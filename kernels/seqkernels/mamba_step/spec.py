@@ -30,8 +30,8 @@ def sample(
         "state_BEN": random(B, E, N, parameter=True),
         "conv_weight_EW": 0.5 * random(E, W, parameter=True),
         "conv_bias_E": random(E, parameter=True) if conv_bias else None,
-        "x_proj_weight": random(R + 2 * N, E) / E**0.5,
-        "dt_proj_weight_ER": random(E, R) / R**0.5,
+        "x_proj_weight": random(R + 2 * N, E) * E**-0.5,  # not a division: a GPU multiplies by the reciprocal
+        "dt_proj_weight_ER": random(E, R) * R**-0.5,
         "dt_bias_E": random(E, parameter=True) - 2,
         "a_EN": -1 - 3 * random(E, N, parameter=True).abs(),
         "d_E": 1 + random(E, parameter=True),
