@@ -76,16 +76,16 @@ def layer_rows() -> Iterator[dict[str, Any]]:
             with torch.autocast("cuda", torch.bfloat16):
                 return layer(x)[0]
 
-        def both(forward=forward, grad=grad, layer=layer, x=x) -> None:
-            forward().backward(grad)
-            layer.zero_grad(set_to_none=True)  # as after every optimiser step
-            x.grad = None
+        leaves = [x, *layer.parameters()]
+
+        def both(forward=forward, grad=grad, leaves=leaves) -> None:
+            torch.autograd.grad(forward(), leaves, grad)
 
         shape = dict(what="layer", recompute=layer.recompute, d_model=d_model, n_layers=1, B=B, L=L)
         with torch.no_grad():
             yield shape | dict(mode="fwd", peer_ms=peer_forward, times=time_ms(forward), peak_gib=peak_gib(forward))
         yield shape | dict(mode="fwd+bwd", peer_ms=peer_both, times=time_ms(both), peak_gib=peak_gib(both))
-        del layer, x, grad
+        del layer, x, grad, leaves
         torch.cuda.empty_cache()
 
 

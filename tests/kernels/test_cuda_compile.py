@@ -112,6 +112,18 @@ def test_argument_structs_are_read_from_the_source():
     assert fields["E"].__name__ == "c_int"
 
 
+@pytest.mark.parametrize(("file", "args"), [("carry.cu", "CarryArgs"), ("backward.cu", "BackwardArgs")])
+def test_arguments_are_packed_as_c_lays_them_out(file: str, args: str) -> None:
+    struct = nvrtc.struct_of(FOLDER / file, args)
+    values: dict[str, int | None] = {name: 3 + 7 * place for place, (name, *_) in enumerate(struct._fields_)}
+    values[struct._fields_[0][0]] = None  # a null pointer
+    packed = nvrtc.Arguments(struct).pack(dict(reversed(values.items())))
+    assert bytes(packed) == bytes(struct(**values))
+    with pytest.raises(AssertionError):
+        nvrtc.Arguments(struct).pack({**values, "unknown": 1})
+
+
+
 def sizes():
     shapes = [(1, 1), (1, 63), (3, 1000), (8, 2048), (1, 65536), (2, 8192), (64, 512), (1, 1048576)]
     for (sequences, length), channels, groups, packed, bytes_ in itertools.product(

@@ -124,15 +124,19 @@ class MambaInner(torch.autograd.Function):
         grads["out_proj"] = _weight_gradient(grad, out)
         del out
         dxz, d_dt_b_c = torch.empty_like(xz), torch.empty_like(dt_b_c)
-        _, db, dc = d_dt_b_c.split([R, N, N], dim=-1)
+        places = [part.unsqueeze(2) for part in d_dt_b_c[..., R:].split(N, dim=-1)]
+        db, dc = places if _on_16_bytes(*places) else [torch.empty_like(place) for place in places]
         scan = launch.run_backward(
             _problem(xz, u, dt, dt_b_c, w, ssm_state, cu_seqlens),
             grad @ w.out_proj,
             grad_ssm,
             y,
             states,
-            into=launch.RowGradients(db.unsqueeze(2), dc.unsqueeze(2), dxz[..., E:]),
+            into=launch.RowGradients(db, dc, dxz[..., E:]),
         )
+        for place, gradient in zip(places, (db, dc), strict=True):
+            if place is not gradient:
+                place.copy_(gradient)
         grads |= {"a": scan.a, "d": scan.d, "dt_bias": scan.dt_bias}
         grads["dt_proj"] = _weight_gradient(scan.dt, dt_b_c[..., :R])
         torch.mm(_rows(scan.dt), w.dt_proj, out=_rows(d_dt_b_c)[:, :R])
@@ -155,6 +159,11 @@ def _there(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
+def _on_16_bytes(*parts: Tensor) -> bool:
+    """Whether every row of these parts of a wider tensor starts where a kernel can write 16 bytes at once."""
+    return all(p.data_ptr() % 16 == 0 and p.stride(1) * p.element_size() % 16 == 0 for p in parts)
+
+
 def _rows(tensor: Tensor) -> Tensor:
     return tensor.view(-1, tensor.shape[-1])
 
@@ -169,7 +178,11 @@ def _problem(
     N = w.a.shape[1]
     b, c = (part.unsqueeze(2) for part in dt_b_c[..., -2 * N :].split(N, dim=-1))
     z = xz[..., xz.shape[-1] // 2 :]
-    return launch.Problem.of(u, dt, w.a, b, c, w.d, z, w.dt_bias, True, ssm_state, cu_seqlens)
+    tensors = (u, dt, w.a, b, c, w.d, z, w.dt_bias, True, ssm_state, cu_seqlens)
+    laid_out = _on_16_bytes(xz, b, c) and xz.is_contiguous() and cu_seqlens is None
+    if laid_out and ssm_state is None and w.d is not None and w.dt_bias is not None:
+        return launch.Problem(*tensors)  # type: ignore[arg-type] - the common case, known to lie as kernels read it
+    return launch.Problem.of(*tensors)
 
 
 def _made_again(

@@ -115,7 +115,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, the residual (empty unless it has a dtype of its own) and the weight, for r = x + residual."""
     triton_kernels = triton_runtime.kernels("rms_norm")
-    dx, dresidual, dweight = _empty_gradients(x, weight, dx_dtype, dresidual_dtype)
+    dx, dresidual, _ = _empty_gradients(x, weight, dx_dtype, dresidual_dtype)
     x = _rows(x)
     residual = None if residual is None else _rows(residual)
     dy = torch.zeros_like(x) if dy is None else _rows(dy)
@@ -150,7 +150,7 @@ def _backward(
             BLOCK_D=cut.block_d,
             num_warps=cut.num_warps,
         )
-    return dx, dresidual, dweight.copy_(partial.sum(0))  # torch sums a dimension in a fixed order
+    return dx, dresidual, partial.sum(0).to(weight.dtype)  # torch sums a dimension in a fixed order
 
 
 def _backward_fake(dy, dtotal, x, residual, weight, inverse_rms, dx_dtype, dresidual_dtype):

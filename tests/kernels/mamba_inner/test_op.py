@@ -268,7 +268,7 @@ def test_memory_kept_a_position() -> None:
     )  # fmt: skip
     xz = random(1, length, 2 * e).bfloat16().requires_grad_()
     kept = {}
-    for level in ("nothing", "inputs", "all"):
+    for level in ("nothing", "nothing", "inputs", "all"):  # the first call also makes cuBLAS's workspace
         before = torch.cuda.memory_allocated()
         out, state = mamba_inner(xz, weights, recompute=level)
         kept[level] = (torch.cuda.memory_allocated() - before - out.nbytes) / (length * e)
