@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -192,15 +192,33 @@ def _run_block(
 def fft_convolution(u_BEL: Float[Tensor, "B E L"], kernel_EL: Float[Tensor, "E L"]) -> Float[Tensor, "B E L"]:
     """sum_k kernel_k u_{t-k}, causal: both are zero-padded to 2L, so nothing wraps around."""
     L, size = u_BEL.shape[-1], fft_size(u_BEL.shape[-1])
-    spectrum_BEK = torch.fft.rfft(u_BEL, n=size) * torch.fft.rfft(kernel_EL, n=size)
+    spectrum_BEK = _PaddedRFFT.apply(u_BEL, size) * _PaddedRFFT.apply(kernel_EL, size)
     return torch.fft.irfft(spectrum_BEK, n=size)[..., :L]
+
+
+class _PaddedRFFT(torch.autograd.Function):
+    """`torch.fft.rfft(x, n=size)`, whose own backward is a complex FFT of full size: twice the work and memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
+        ctx.length, ctx.size = x.shape[-1], size
+        return torch.fft.rfft(x, n=size)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """dx_t = Re sum_k g_k exp(2 pi i k t / n) over half the spectrum; irfft counts all but its ends twice."""
+        weights_K = torch.full(grads[0].shape[-1:], 0.5 * ctx.size, dtype=grads[0].real.dtype, device=grads[0].device)
+        weights_K[0] = weights_K[-1] = ctx.size
+        return torch.fft.irfft(grads[0] * weights_K, n=ctx.size)[..., : ctx.length], None
 
 
 def fft_size(length: int) -> int:
     """The smallest even number of at least 2 * length whose prime factors are 2, 3 and 5, with few of the latter."""
     power = 1 << (2 * length - 1).bit_length()
-    fitting = (power * odd // full for odd, full in ((9, 16), (5, 8), (3, 4), (15, 16)) if power >= 2 * full)
-    return min((size for size in fitting if size >= 2 * length), default=power)
+    for odd, full in ((9, 16), (5, 8), (3, 4), (15, 16)):
+        if power >= 2 * full and power * odd // full >= 2 * length:
+            return power * odd // full
+    return power
 
 
 def _power_chunk(length: int) -> int:
