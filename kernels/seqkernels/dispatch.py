@@ -142,6 +142,8 @@ class Registry:
                 )
             return getattr(_imported[self.modules[implementation]], self.entry)
         passed_over = ""
+        for name in self.modules:  # before `_imported` is first read: a compiler remembers what it read
+            _import(self.modules[name])
         for name in self.modules:
             reason = self.unavailable(name, x, parameter, **details)
             if reason is None:

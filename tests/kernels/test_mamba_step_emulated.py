@@ -45,8 +45,8 @@ def _ported(source: Path) -> str:
         common, count = re.subn(pattern, f"DEVICE {declaration} {{ {body} }}", common, count=1, flags=re.S)
         assert count == 1, f"common.cuh has no {declaration}"
     text = common + source.read_text().replace('#include "common.cuh"', "")
-    for cuda, cpp in (("__shared__ __align__(16)", "alignas(16) static"), ("__shared__", "static"), ("min(", "std::min(")):
-        text = text.replace(cuda, cpp)
+    text = text.replace("__shared__ __align__(16)", "alignas(16) static").replace("__shared__", "static")
+    text = text.replace("min(", "std::min(")
     assert "asm" not in re.sub(r"//.*", "", text)
     return text.replace("#pragma once", "")
 

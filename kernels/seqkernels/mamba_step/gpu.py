@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from seqkernels import triton_runtime
+from seqkernels.mamba_step.ops import Weights, implementation
 
 #: State elements one program holds at most: 16 a thread.
 _MOST_STATE = 2048
@@ -25,30 +26,6 @@ def unavailable(xz_B2E: Tensor, a_EN: Tensor, **details: object) -> str | None:
     if a_EN.is_complex():
         return "the state matrix is complex, only real ones are supported"
     return triton_runtime.unavailable(xz_B2E)
-
-
-def step(
-    xz_B2E: Tensor,
-    conv_state: Tensor,
-    state_BEN: Tensor,
-    conv_weight_EW: Tensor,
-    conv_bias_E: Tensor | None,
-    x_proj_weight: Tensor,
-    dt_proj_weight_ER: Tensor,
-    dt_bias_E: Tensor,
-    a_EN: Tensor,
-    d_E: Tensor,
-    inplace: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Advance one position; see `seqkernels.mamba_step.op` for the arguments.
-
-    Returns:
-        y_BE in xz's dtype, the new convolution state, the new scan state.
-    """
-    weights = (conv_weight_EW, conv_bias_E, x_proj_weight, dt_proj_weight_ER, dt_bias_E, a_EN, d_E)
-    if inplace:
-        return _step_inplace(xz_B2E, conv_state, state_BEN, *weights), conv_state, state_BEN
-    return _step(xz_B2E, conv_state, state_BEN, *weights)
 
 
 class Plan(NamedTuple):
@@ -82,7 +59,7 @@ def _run(
     state: Tensor,
     new_conv_state: Tensor,
     new_state: Tensor,
-    weights: tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor],
+    weights: Weights,
 ) -> Tensor:
     """Both launches; old and new states may be the same dense tensors. Returns y_BE."""
     triton_kernels = triton_runtime.kernels("mamba_step")
@@ -145,56 +122,4 @@ def _run(
     return y
 
 
-@torch.library.custom_op("seqkernels::mamba_step_triton", mutates_args=())
-def _step(
-    xz: Tensor,
-    conv_state: Tensor,
-    state: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    a: Tensor,
-    d: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    conv_state, state = conv_state.contiguous(), state.contiguous()
-    new_conv_state, new_state = torch.empty_like(conv_state), torch.empty_like(state)
-    weights = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a, d)
-    return _run(xz, conv_state, state, new_conv_state, new_state, weights), new_conv_state, new_state
-
-
-@_step.register_fake
-def _step_fake(xz, conv_state, state, *weights):
-    return _empty_y(xz, state), conv_state.new_empty(conv_state.shape), state.new_empty(state.shape)
-
-
-@torch.library.custom_op("seqkernels::mamba_step_triton_", mutates_args=("conv_state", "state"))
-def _step_inplace(
-    xz: Tensor,
-    conv_state: Tensor,
-    state: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    a: Tensor,
-    d: Tensor,
-) -> Tensor:
-    dense_conv_state, dense_state = conv_state.contiguous(), state.contiguous()
-    weights = (conv_weight, conv_bias, x_proj, dt_proj, dt_bias, a, d)
-    y = _run(xz, dense_conv_state, dense_state, dense_conv_state, dense_state, weights)
-    for given, dense in ((conv_state, dense_conv_state), (state, dense_state)):
-        if dense is not given:
-            given.copy_(dense)
-    return y
-
-
-@_step_inplace.register_fake
-def _step_inplace_fake(xz, conv_state, state, *weights):
-    return _empty_y(xz, state)
-
-
-def _empty_y(xz: Tensor, state: Tensor) -> Tensor:
-    return torch.empty(state.shape[:2], dtype=xz.dtype, device=xz.device)
+step = implementation("triton", _run)

@@ -20,6 +20,7 @@ REGISTRY = Registry(
     op=OP,
     entry="step",
     modules={
+        "cuda": "seqkernels.mamba_step.cuda",
         "triton": "seqkernels.mamba_step.gpu",
         "cpu": "seqkernels.mamba_step.cpu",
         "reference": "seqkernels.mamba_step.reference",
@@ -56,7 +57,7 @@ def mamba_step(
         a_EN: state matrix, real.
         d_E: skip weights.
         inplace: write the new states into the tensors given (for CUDA graphs) and return those; no gradients then.
-        implementation: "auto", "triton", "cpu" or "reference".
+        implementation: "auto", "cuda", "triton", "cpu" or "reference".
 
     Returns:
         (y_BE in xz's dtype, new conv_state, new state_BEN).
@@ -94,7 +95,9 @@ def mamba_step(
     )
     if inplace and needs_grad:
         raise ValueError(f"{OP}: inplace=True has no gradients; call it under torch.no_grad() or with inplace=False")
-    run = REGISTRY.choose(implementation, xz_B2E, a_EN, needs_grad=needs_grad)
+    weight_dtype = x_proj_weight.dtype if x_proj_weight.dtype == dt_proj_weight_ER.dtype else None
+    details = {"needs_grad": needs_grad, "rank": R, "weight_dtype": weight_dtype}
+    run = REGISTRY.choose(implementation, xz_B2E, a_EN, **details)
     return run(
         xz_B2E,
         conv_state,

@@ -1,12 +1,13 @@
 """Launches the kernels of this folder: how each is cut, and the buffers between them.
 
-A step of a block between its projections is `convolve` and `scan`; a step of a whole block for few rows is `project_in`,
-`scan` and `project_out`. All sizes are compiled in, so every function here looks up one compiled kernel.
+A step of a block between its projections is `convolve` and `scan`; a step of a whole block for few rows is
+`project_in`, `scan` and `project_out`. All sizes are compiled in, so every function here looks up one compiled kernel.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from seqkernels import nvrtc
 
 _FOLDER = Path(__file__).parent
 ELEMENT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ELEMENT of common.cuh
-_MOST_STATIC_SHARED = 48 * 1024
+_SHARES_BYTES = 44 * 1024  # shared memory that shares of x_proj may take; all of it is 48 KiB
+_MOST_CHANNELS = 128  # of `convolve`: a thread holds their weights
 
 
 class Sizes(NamedTuple):
@@ -58,29 +60,47 @@ class Scan(NamedTuple):
     rows: int
 
 
-def largest_divisor(n: int, at_most: int, multiple_of: int = 1) -> int:
-    """The largest divisor of n up to a bound that is a multiple of something; 0 where there is none."""
-    return next((k for k in range(at_most - at_most % multiple_of, 0, -multiple_of) if n % k == 0), 0)
+def plan_step(size: Sizes, B: int) -> tuple[Convolve, Scan] | None:
+    """Cuts of `convolve` and `scan`, or None where none fits a block.
+
+    Few rows: many small blocks, for one trip through memory is what takes time. Many: several rows to a block, which
+    read the weights once, and fewer shares of x_proj to add up.
+    """
+    rows, most_channels = (min(B, 4), 16) if B < 16 else (8, 64)
+    convolve = plan_convolve(size, rows, most_channels)
+    scan = None if convolve is None else plan_scan(size, B, size.E // convolve.channels)
+    return None if convolve is None or scan is None else (convolve, scan)
 
 
-def plan_convolve(size: Sizes, B: int) -> Convolve:
-    """Few rows: many blocks, for one trip through memory is what takes time. Many: fewer shares to add up later."""
-    channels = largest_divisor(size.E, 16 if B < 16 else 64, 8)
-    team = -(-(size.R + 2 * size.N) // 32) * 32  # threads: one an output
-    rows = 1 if B < 4 else 4 if B < 16 else 8
-    threads = team * max(1, min(rows, 384 // team))
-    return Convolve(channels, rows, -(-threads // channels) * channels if threads % channels else threads)
+def plan_convolve(size: Sizes, rows: int, most_channels: int) -> Convolve | None:
+    """The most channels up to a bound (above it if need be) that threads can be dealt out to evenly.
+
+    There may not be more shares than `scan` takes.
+    """
+    outputs = -(-(size.R + 2 * size.N) // 32) * 32  # threads: one an output
+    fewest = -(-size.E * size.row_partial * 4 // _SHARES_BYTES)
+    for channels in (*range(most_channels, 0, -8), *range(most_channels + 8, _MOST_CHANNELS + 8, 8)):
+        if size.E % channels == 0 and fewest <= channels <= _MOST_CHANNELS:
+            step = math.lcm(outputs, channels)
+            if step <= 1024:
+                return Convolve(channels, rows, step * max(1, min(384, rows * outputs) // step))
+    return None
 
 
-def plan_scan(size: Sizes, B: int, shares: int) -> Scan:
-    """Few rows: a lane a state. Many: 16 bytes of the state a lane, several rows to a block."""
-    few = B < 8
-    lanes = min(16 if few else 4, size.N)
-    channels = largest_divisor(size.E, 256 // lanes, 32 // lanes)
-    rows = 1 if few else 8
-    while rows > 1 and shares * rows * size.row_partial * 4 > _MOST_STATIC_SHARED - 4096:
+def plan_scan(size: Sizes, B: int, shares: int) -> Scan | None:
+    """Few rows: a lane a state. Many: 16 bytes of the state a lane, and as many rows as registers and memory allow."""
+    lanes = math.gcd(size.N, 16)
+    rows = 1
+    if B >= 8:
+        while lanes > 1 and size.N // lanes < 4:
+            lanes //= 2
+        rows = 8
+    while rows > 1 and (rows * shares * size.row_partial * 4 > _SHARES_BYTES or rows * size.N // lanes > 32):
         rows //= 2
-    return Scan(channels, lanes, rows)
+    step = 32 // lanes
+    channels = next((k for k in range(256 // lanes, 0, -1) if size.E % k == 0 and k % step == 0), None)
+    fits = channels is not None and shares * size.row_partial * 4 <= _SHARES_BYTES and size.N // lanes <= 32
+    return Scan(channels, lanes, rows) if fits and channels is not None else None
 
 
 def plan_project_in(size: Sizes, B: int, processors: int) -> Projection:
