@@ -8,7 +8,8 @@ import lightning as L
 import torch
 
 from seqmodels.data.collate import collate_for
-from seqmodels.data.loader import BatchStream, DataSettings, evaluation_batches, training_batches
+from seqmodels.data.length_warmup import Stage, plan_stages
+from seqmodels.data.loader import BatchStream, DataSettings, evaluation_batches, staged_batches, training_batches
 from seqmodels.data.record import Batch, Corpus
 from seqmodels.data.sampler import Share
 
@@ -21,19 +22,26 @@ class SequenceDataModule(L.LightningDataModule):
         objective: what the head needs, see `seqmodels.data.collate.collate_for`.
         settings: batch size, workers, bad records.
         seed: order of the samples.
+        accumulate: batches of one optimizer step; the stages of a length warm-up are counted in steps.
 
     Attributes:
+        stages: of a length warm-up; without one, a single stage.
         position: training batches the model has been trained on. The trainer counts it up after each one (what
             was only read ahead does not count); `state_dict` carries it.
     """
 
-    def __init__(self, corpus: Corpus, *, objective: str, settings: DataSettings, seed: int = 0) -> None:
+    def __init__(
+        self, corpus: Corpus, *, objective: str, settings: DataSettings, seed: int = 0, accumulate: int = 1
+    ) -> None:
         super().__init__()
         self.corpus = corpus
         self.settings = settings
         self.seed = seed
         self.collate = collate_for(objective, corpus.tokenizer)
         self.position = 0
+        self.stages: list[Stage] = plan_stages(
+            corpus, settings.length_warmup, batch_size=settings.batch_size, accumulate=accumulate
+        )
         self._stream: BatchStream | None = None
         self._validation: tuple[int | None, BatchStream] | None = None
         self._skipped_before: list[str] = []
@@ -47,7 +55,7 @@ class SequenceDataModule(L.LightningDataModule):
 
     @property
     def epoch(self) -> float:
-        """How often the training split has been seen, in passes."""
+        """How often the training split has been seen, in passes (of the full length: every batch has equally much)."""
         return self.position * self.settings.batch_size / len(self.corpus.split("train"))
 
     @property
@@ -58,10 +66,11 @@ class SequenceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchStream:
         """The endless stream from `position` on."""
-        dataset = self.corpus.split("train")
-        self._stream = training_batches(
-            dataset, self.collate, self.settings, seed=self.seed, start=self.position, share=self.share
-        )
+        where = {"seed": self.seed, "start": self.position, "share": self.share}
+        if len(self.stages) == 1:
+            self._stream = training_batches(self.stages[0].dataset, self.collate, self.settings, **where)
+        else:
+            self._stream = staged_batches(self.stages, self.collate, self.settings, **where)
         return self._stream
 
     def validation_batches(self, max_batches: int | None = None) -> BatchStream:
@@ -88,9 +97,9 @@ class SequenceDataModule(L.LightningDataModule):
             ValueError: the data, the batch size or the seed are not those of the saved position.
         """
         changed = [
-            f"{name} was {state_dict[name]} and is {value}"
+            f"{name} was {state_dict.get(name)} and is {value}"  # checkpoints from before the warm-up have no stages
             for name, value in self._units().items()
-            if state_dict[name] != value
+            if state_dict.get(name) != value
         ]
         if changed:
             raise ValueError(
@@ -100,9 +109,10 @@ class SequenceDataModule(L.LightningDataModule):
         self.position = state_dict["position"]
         self._skipped_before = list(state_dict["skipped"])
 
-    def _units(self) -> dict[str, int]:
+    def _units(self) -> dict[str, Any]:
         return {
             "num_samples": len(self.corpus.split("train")),
             "batch_size": self.settings.batch_size,
             "seed": self.seed,
+            "stages": [stage.numbers() for stage in self.stages] if len(self.stages) > 1 else None,
         }

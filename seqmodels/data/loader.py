@@ -12,13 +12,14 @@ import multiprocessing.connection
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from seqmodels.data.collate import Collate
+from seqmodels.data.length_warmup import LengthWarmup, Stage, StagedSampler
 from seqmodels.data.record import Batch, Record, SampleKey, SequenceDataset
 from seqmodels.data.sampler import BatchSampler, Share, in_order
 
@@ -39,12 +40,14 @@ class DataSettings:
             beside a GPU.
         on_bad_record: "raise" stops at a record that cannot be read, "skip" takes another one instead (training) or
             leaves it out (evaluation) and counts it.
+        length_warmup: shorter samples first, with equally many symbols a batch; `batch_size` is that of the last stage.
     """
 
     batch_size: int = 8
     eval_batch_size: int | None = None
     num_workers: int | Literal["auto"] = "auto"
     on_bad_record: Literal["raise", "skip"] = "raise"
+    length_warmup: LengthWarmup = field(default_factory=LengthWarmup)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "eval_batch_size"):
@@ -123,6 +126,17 @@ class BatchReader(Dataset):
         return None
 
 
+class StagedReader(Dataset):
+    """The readers of a length warm-up's stages: maps (number of the stage, its sample keys) to a `LoadedBatch`."""
+
+    def __init__(self, readers: Sequence[BatchReader]) -> None:
+        self.readers = readers
+
+    def __getitem__(self, request: tuple[int, Sequence[SampleKey]]) -> LoadedBatch:
+        stage, keys = request
+        return self.readers[stage][keys]
+
+
 class BatchStream:
     """Batches of a loader, in order, with an account of what was skipped.
 
@@ -158,6 +172,24 @@ def training_batches(
     return BatchStream(_loader(reader, sampler, settings.workers), start=start)
 
 
+def staged_batches(
+    stages: Sequence[Stage],
+    collate: Collate,
+    settings: DataSettings,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    share: Share | None = None,
+) -> BatchStream:
+    """The endless training stream through the stages of a length warm-up, from batch number `start` on.
+
+    One loader serves all stages: its workers read ahead across the border of two.
+    """
+    sampler = StagedSampler(stages, seed=seed, start=start, share=share)
+    readers = [BatchReader(stage.dataset, collate, on_bad_record=settings.on_bad_record) for stage in stages]
+    return BatchStream(_loader(StagedReader(readers), sampler, settings.workers), start=start)
+
+
 def evaluation_batches(
     dataset: SequenceDataset,
     collate: Collate,
@@ -172,7 +204,9 @@ def evaluation_batches(
     return BatchStream(_loader(reader, batches, min(settings.workers, len(batches))))
 
 
-def _loader(reader: BatchReader, batches: BatchSampler | list, workers: int) -> DataLoader:
+def _loader(
+    reader: BatchReader | StagedReader, batches: BatchSampler | StagedSampler | list, workers: int
+) -> DataLoader:
     context = multiprocessing.get_context("forkserver") if workers else None
     if context is not None:
         context.set_forkserver_preload(["__main__", __name__])  # torch is imported once, not once a worker

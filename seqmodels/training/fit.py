@@ -38,6 +38,8 @@ from seqmodels.training.transfer import load_backbone
 if TYPE_CHECKING:
     import lightning as L
 
+    from seqmodels.data.datamodule import SequenceDataModule
+
 log = logging.getLogger("seqmodels")
 
 
@@ -151,12 +153,19 @@ def _fit(
     recipe = _without_impossible_validation(recipe, corpus)
     unit = corpus.tokenizer.unit if network.head.objective == "next_token" else "sequence"
     task = SequenceTask(network, recipe, unit=unit)
-    data = SequenceDataModule(corpus, objective=network.head.objective, settings=recipe.data, seed=recipe.seed)
+    data = SequenceDataModule(
+        corpus,
+        objective=network.head.objective,
+        settings=recipe.data,
+        seed=recipe.seed,
+        accumulate=recipe.trainer.accumulate,
+    )
     rhythm = Rhythm(recipe.trainer, run, _meta(spec, corpus))
     if loggers is None:
         loggers = [CsvLog(run.path), TensorBoardLog(run.path)]
     trainer = _lightning_trainer(recipe.trainer, run, [rhythm, *callbacks], loggers)
     _describe(network, corpus, trainer, run)
+    _describe_stages(data, recipe.trainer)
     trainer.fit(task, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
     return TrainResult(
         run_dir=run.path,
@@ -306,6 +315,23 @@ def _describe(network: SequenceModel, corpus: Corpus, trainer: L.Trainer, run: R
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     several = f" x {trainer.world_size}" if trainer.world_size > 1 else ""
     log.info("device      %s%s, %s", name, several, trainer.precision)
+
+
+def _describe_stages(data: SequenceDataModule, settings: TrainerSettings) -> None:
+    if len(data.stages) == 1:
+        return
+    shown = [
+        f"{stage.length:,} x {stage.batch_size:,} from step {stage.first // settings.accumulate:,}"
+        for stage in data.stages
+    ]
+    log.info("lengths     %s", textwrap.fill(" · ".join(shown), 100, subsequent_indent=" " * 12))
+    if (last := data.stages[-1].first // settings.accumulate) >= settings.max_steps:
+        log.warning(
+            "the length warm-up takes %d steps, and trainer.max_steps=%d ends before samples of the full length come:"
+            " give more steps, or fewer for each stage (data.length_warmup.steps_per_stage)",
+            last,
+            settings.max_steps,
+        )
 
 
 def _number(value: Any) -> str:

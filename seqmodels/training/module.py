@@ -46,7 +46,9 @@ class SequenceTask(L.LightningModule):
         self.watch = FiniteWatch(hint=_hint(recipe))
         self.learning_rate = 0.0
         if recipe.trainer.compile:
-            model.compile()  # in place: a wrapped module would change the names in checkpoints
+            # In place: a wrapped module would change the names in checkpoints. A length warm-up changes batch and
+            # length from stage to stage: with both symbolic, one graph serves all stages but one of a single row.
+            model.compile(dynamic=True if recipe.data.length_warmup.start else None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of the batch in nats; with several processes, scaled so that their mean is the whole batch's."""
