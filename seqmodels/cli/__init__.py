@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "loss and metrics of a run on a held-out split"),
     "generate": ("generate", "write new sequences with a trained model, as FASTA or sound"),
     "score": ("score", "score variants: how likely the model finds each alternative allele"),
+    "convert": ("convert", "published weights (state-spaces, Hugging Face, Caduceus) to a run folder, and back"),
     "bench": ("bench", "time the ops on this machine"),
     "doctor": ("doctor", "devices, versions, and which implementation each op takes and why"),
 }

@@ -46,6 +46,11 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
 
     loaded = load(config["run"], config["device"], which=config["checkpoint"])
     saved = RunFolder(_run_folder(config["run"])).read_config()
+    if "domain" not in saved:
+        raise ValueError(
+            f"{config['run']} was converted and names no data to evaluate on: convert it again with domain=<name>, "
+            "for example domain=dna_windows domain.dataset.fasta=my.fa"
+        )
     dataset_spec = absolute_paths(set_keys(saved, data_words)["domain"]["dataset"])
     corpus = build(dataset_spec)
     if tuple(corpus.class_names) != loaded.class_names:

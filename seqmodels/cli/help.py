@@ -21,6 +21,11 @@ EXAMPLES = {
         "seqmodels generate run=runs/<audio run> seconds=2 temperature=0.9 output=out.wav",
     ),
     "score": ("seqmodels score run=runs/<dna run> vcf=my.vcf fasta=my.fa output=scored.vcf",),
+    "convert": (
+        "seqmodels convert source=mamba-130m/ target=runs/mamba-130m",
+        "seqmodels convert source=caduceus-ps/ target=runs/caduceus domain=dna_windows domain.dataset.fasta=my.fa",
+        "seqmodels convert source=runs/<name> target=my-model-hf to=hf dtype=bfloat16",
+    ),
     "bench": ("seqmodels bench op=selective_scan mode=fwd+bwd", "seqmodels bench output=ops.csv"),
 }
 WITHOUT_CONFIG = {"doctor"}

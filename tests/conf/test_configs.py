@@ -17,7 +17,12 @@ CONF = conf_folder()
 COMMANDS = sorted(file.stem for file in CONF.glob("*.yaml"))
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
 EXPERIMENTS = groups()["experiment"]
-MUST_BE_GIVEN = {"evaluate": ["run=x"], "generate": ["run=x"], "score": ["run=x", "vcf=a", "fasta=b", "output=c"]}
+MUST_BE_GIVEN = {
+    "evaluate": ["run=x"],
+    "generate": ["run=x"],
+    "score": ["run=x", "vcf=a", "fasta=b", "output=c"],
+    "convert": ["source=a", "target=b"],
+}
 
 
 @functools.cache
