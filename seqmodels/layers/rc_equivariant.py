@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqmodels.layers.base import LayerFactory, SequenceLayer
-from seqmodels.layers.state import State, state_tensors
+from seqmodels.layers.state import State
 
 
 class RCPS(SequenceLayer):
@@ -184,10 +184,10 @@ def involution(complement_ids: Sequence[int], size: int) -> Int[Tensor, " V"]:
 
 
 def refuse_state(state: State) -> None:
-    """Layers that read from both ends cannot continue a piece.
+    """Layers that read from both ends cannot continue a piece, with their own `()` for a state neither.
 
     Raises:
         ValueError: there is a state.
     """
-    if any(True for _ in state_tensors(state)):
-        raise ValueError("a layer that reads from both ends has no state: give it whole sequences")
+    if state is not None:
+        raise ValueError("a layer that reads from both ends has no state to continue from: give it whole sequences")
