@@ -19,7 +19,8 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -52,6 +53,30 @@ MOST_KEPT_CHOICES = 1024
 def watched() -> bool:
     """Whether torch compiles, traces or records what is called now, so that shortcuts around it are not to be taken."""
     return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+
+
+GPU_IMPLEMENTATIONS = ("cuda", "triton", "cute")
+_planned_memory: int | None = None
+
+
+@contextmanager
+def planned_for_gpu(memory_bytes: int) -> Iterator[None]:
+    """Inside, "auto" takes what an NVIDIA GPU of so much memory would run, whatever device the tensors are on.
+
+    For adding up memory and work on fake tensors (`torch._subclasses.FakeTensorMode`), on a machine without that GPU:
+    the ops' fake implementations say what they return and keep; nothing can be computed.
+    """
+    global _planned_memory
+    before, _planned_memory = _planned_memory, memory_bytes
+    try:
+        yield
+    finally:
+        _planned_memory = before
+
+
+def planned_memory() -> int | None:
+    """Memory in bytes of the GPU that is planned for, None outside `planned_for_gpu`."""
+    return _planned_memory
 
 
 # Module path to the imported implementation, or to the reason in words why it cannot be imported.
@@ -144,6 +169,10 @@ class Registry:
         passed_over = ""
         for name in self.modules:  # before `_imported` is first read: a compiler remembers what it read
             _import(self.modules[name])
+        if _planned_memory is not None:
+            for name in self.modules:
+                if name in GPU_IMPLEMENTATIONS and isinstance(_imported[self.modules[name]], ModuleType):
+                    return getattr(_imported[self.modules[name]], self.entry)
         for name in self.modules:
             reason = self.unavailable(name, x, parameter, **details)
             if reason is None:

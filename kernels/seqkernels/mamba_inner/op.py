@@ -271,7 +271,7 @@ class _Again:
 
     def watch(self, name: str, tensor: Tensor) -> None:
         """From now on do not keep this tensor."""
-        self._watched[tensor.untyped_storage().data_ptr()] = name
+        self._watched[tensor.untyped_storage()._cdata] = name
 
     def remember(self, dt_b_c: Tensor) -> None:
         """The small output of x_proj, from which dt is made again."""
@@ -282,7 +282,7 @@ class _Again:
         self._watched.clear()
 
     def pack(self, tensor: Tensor):
-        name = self._watched.get(tensor.untyped_storage().data_ptr())
+        name = self._watched.get(tensor.untyped_storage()._cdata)
         if name is None:
             return tensor.detach()  # autograd puts the history back; kept here, an output would hold its own node
         return name, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqkernels import nvrtc
-from seqkernels.dispatch import constant
+from seqkernels.dispatch import constant, planned_memory
 from seqkernels.selective_scan.cuda import plan
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,8 +38,14 @@ def _no_device(index: int | None) -> str | None:
     return None
 
 
-@constant
 def memory_bytes(index: int | None) -> int:
+    """Of the GPU, or of the one that is planned for."""
+    planned = planned_memory()
+    return _memory_bytes(index) if planned is None else planned
+
+
+@constant
+def _memory_bytes(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).total_memory
 
 
