@@ -71,4 +71,8 @@ def load(
     return LoadedModel(model.eval(), tokenizer, tuple(meta["class_names"]), meta, folder)
 
 
-_WORDS = {"next_token": "predict the next symbol", "classify": "classify whole sequences"}
+_WORDS = {
+    "next_token": "predict the next symbol",
+    "masked_token": "fill in hidden symbols",
+    "classify": "classify whole sequences",
+}

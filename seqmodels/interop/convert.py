@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from seqmodels.instantiate import build
+from seqmodels.interop.caduceus import BIDIRECTIONAL, RCPS_STACK, Caduceus
 from seqmodels.interop.hugging_face import HuggingFace
 from seqmodels.interop.layout import Layout
 from seqmodels.interop.mapping import Mapped, give, take
@@ -34,7 +35,7 @@ from seqmodels.interop.tokens import LARGEST_TABLE, IdTokenizer, letters_of, sym
 from seqmodels.training.checkpoint import find_checkpoint, point, read_meta, read_weights, step_folder, write_checkpoint
 from seqmodels.training.run_folder import RunFolder
 
-LAYOUTS: tuple[Layout, ...] = (HuggingFace(), StateSpaces())
+LAYOUTS: tuple[Layout, ...] = (HuggingFace(), Caduceus(), StateSpaces())
 TARGETS = ("seqmodels", "hf", "state-spaces")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONVERSION = "conversion.json"  # the report, beside what was written
@@ -206,9 +207,12 @@ def _report(
 
 
 def _layout_for(to: str, spec: Mapping[str, Any]) -> Layout:
-    """The layout that `to` means for this model."""
-    wanted = StateSpaces if to == "state-spaces" else HuggingFace
-    return next(layout for layout in LAYOUTS if isinstance(layout, wanted))
+    """The layout that `to` means for this model: a hub folder of bidirectional models is Caduceus'."""
+    if to == "state-spaces":
+        return StateSpaces()
+    backbone = spec["backbone"]
+    is_caduceus = backbone["_target_"] == RCPS_STACK or (backbone.get("layer") or {}).get("_target_") == BIDIRECTIONAL
+    return Caduceus() if is_caduceus else HuggingFace()
 
 
 def _tokens(
