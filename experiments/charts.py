@@ -41,7 +41,7 @@ def panels(count: int, *, columns: int, width: float = 4.2, height: float = 3.1)
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 9, "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "text.color": INK, "xtick.color": MUTED,
         "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
         "grid.color": RULE, "grid.linewidth": 0.6, "axes.titlesize": 10, "axes.titleweight": "bold",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,9 @@ class SymbolTokenizer:
         vocab_size: V.
     """
 
-    start_id: ClassVar[int] = 0
-    unit: ClassVar[str] = "symbol"
-    file_suffix: ClassVar[str] = ".txt"
+    start_id = 0
+    unit = "symbol"
+    file_suffix = ".txt"
 
     def __init__(self, *, vocab_size: int):
         if vocab_size < 1:

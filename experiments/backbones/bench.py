@@ -145,9 +145,9 @@ class Setting:
     def model(self, name: str, length: int, *, checkpoint_blocks: bool = False) -> SequenceModel:
         """A new model, the same weights every time."""
         import torch
-        from experiments.backbones import zoo
 
         from domains.dna.tokenizer import VOCAB_SIZE
+        from experiments.backbones import zoo
 
         torch.manual_seed(0)
         small = self.options.smoke
@@ -270,7 +270,6 @@ def _time_steps(name: str, B: int, L: int, setting: Setting, recompute: bool, ex
 def quality_rows(name: str, setting: Setting) -> Iterator[Row]:
     """bits/base after `tokens` bases."""
     from experiments.backbones import zoo
-
     from seqmodels.training.schedule import warmup_cosine
 
     options = setting.options
@@ -469,6 +468,7 @@ def _setting(device: str) -> Setting:
 def run_job(name: str, setting: Setting | None = None) -> Iterator[Row]:
     """All rows of one backbone. A part that fails becomes a row that says so."""
     import torch
+
     from experiments.backbones import zoo
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -551,8 +551,9 @@ def main() -> None:
     if job_pool.WORKER_WORD in sys.argv:
         job_pool.serve(run_job)
         return
-    from experiments.backbones import zoo
     from seqkernels.bench import append_csv, commit
+
+    from experiments.backbones import zoo
 
     names = options.only.split(",") if options.only else list(zoo.ZOO)
     if unknown := set(names) - set(zoo.ZOO):

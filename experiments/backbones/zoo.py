@@ -38,7 +38,7 @@ class Candidate:
         backbone: its spec without vocab_size.
         lr: peak learning rate: the family's usual one at this size.
         objective: "next" base (causal), or "masked": 15 % of the bases, for those that read from both ends.
-        hidden: width of the hidden states, where it is not d_model.
+        head: spec of its head without d_model and vocab_size.
         small: keywords that replace the spec's for a smoke run.
         quadratic: whether time grows with the square of the length.
     """
@@ -47,7 +47,7 @@ class Candidate:
     backbone: dict[str, Any]
     lr: float
     objective: str = "next"
-    hidden: int | None = None
+    head: dict[str, Any] = field(default_factory=lambda: {"_target_": "seqmodels.heads.next_token.NextTokenHead"})
     small: dict[str, Any] = field(default_factory=dict)
     quadratic: bool = False
 
@@ -82,12 +82,8 @@ ZOO: dict[str, Candidate] = {
     ),
     "s4d": Candidate("S4D and GELU MLP, 16 of each", pattern("sg" * 16), 2e-3, small={"d_model": 16, "pattern": "sg"}),
     "mamba_s4": Candidate(
-        "Mamba block with a time-invariant core, 16 blocks",
-        stack({"_target_": f"{LAYER}.mamba_s4.MambaS4", "_partial_": True}, 16), 2e-3, small=SMALL_STACK,
-    ),
-    "mamba_complex": Candidate(
-        "Mamba with complex states, 16 blocks",
-        stack({"_target_": f"{LAYER}.mamba.Mamba", "_partial_": True, "is_complex": True}, 15), 4e-3, small=SMALL_STACK,
+        "Mamba block with a time-invariant core, 15 blocks",
+        stack({"_target_": f"{LAYER}.mamba_s4.MambaS4", "_partial_": True}, 15), 2e-3, small=SMALL_STACK,
     ),
     "hyena": Candidate(
         "Hyena (filters as long as the sequence) and GELU MLP, 13 of each", pattern("hg" * 13), 1e-3,
@@ -110,16 +106,18 @@ ZOO: dict[str, Candidate] = {
         2e-3, small={"d_model": 8, "n_layers": 1, "pool": [2, 2]},
     ),
     "caduceus_ph": Candidate(
-        "bidirectional Mamba, tied (Caduceus-Ph), 16 blocks", stack(bidirectional(MAMBA), 16), 4e-3, "masked",
-        small=SMALL_STACK,
+        "bidirectional Mamba, projections tied (Caduceus-Ph), 15 blocks", stack(bidirectional(MAMBA), 15), 4e-3,
+        "masked", {"_target_": "seqmodels.heads.masked_token.MaskedTokenHead"}, small=SMALL_STACK,
     ),
     "caduceus_ps": Candidate(
-        "the same on both strands with shared weights (Caduceus-PS), 16 blocks",
+        "the same on both strands with shared weights (Caduceus-PS), 15 blocks",
         {
-            "_target_": "seqmodels.backbones.rc_equivariant.RCPSStack", "d_model": 256, "n_layers": 16,
+            "_target_": "seqmodels.backbones.rc_equivariant.RCPSStack", "d_model": 256, "n_layers": 15,
             "layer": bidirectional(MAMBA), "complement_ids": COMPLEMENT_IDS,
         },
-        4e-3, "masked", hidden=512, small=SMALL_STACK,
+        4e-3, "masked",
+        {"_target_": "seqmodels.heads.rc_equivariant.RCMaskedTokenHead", "complement_ids": COMPLEMENT_IDS},
+        small=SMALL_STACK,
     ),
 }  # fmt: skip
 
@@ -139,16 +137,13 @@ def build_model(
     Raises:
         ValueError: a layer that this installation lacks.
     """
-    from seqmodels.heads.next_token import NextTokenHead
     from seqmodels.instantiate import build
     from seqmodels.model import SequenceModel
 
     candidate = ZOO[name]
     spec = _with_length({**candidate.backbone, **(candidate.small if small else {})}, length)
-    strands = 2 if candidate.hidden else 1
     backbone = build(spec, vocab_size=vocab_size, checkpoint_blocks=checkpoint_blocks)
-    head = NextTokenHead(d_model=spec["d_model"] * strands, vocab_size=vocab_size, tied=strands == 1)
-    return SequenceModel(backbone, head)
+    return SequenceModel(backbone, build(candidate.head, d_model=spec["d_model"], vocab_size=vocab_size))
 
 
 def _with_length(spec: Any, length: int) -> Any:

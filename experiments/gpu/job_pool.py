@@ -83,7 +83,7 @@ def run_jobs(
             except _WorkerError as error:
                 with one_at_a_time:
                     on_failure(job, str(error))
-                worker.stop()
+                worker.stop(patience_s=0.0)
                 worker = None
         if worker is not None:
             worker.stop()
@@ -143,12 +143,12 @@ class _Worker:
                 last_words = line or last_words
                 print(f"[{job}] {line}", flush=True)
 
-    def stop(self) -> None:
+    def stop(self, patience_s: float = 10.0) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
             self.process.stdin.close()  # the end of its jobs: a healthy worker leaves
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=patience_s)
         except (OSError, subprocess.TimeoutExpired):
             self.process.kill()
             self.process.wait()

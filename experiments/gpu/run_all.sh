@@ -47,5 +47,12 @@ kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -
 model_bench() { logged model_bench 150 python3 experiments/mamba_model/bench.py "$out/mamba_model.csv" "${COMMIT:-unknown}"; }
 model_tests() { logged model_tests 200 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/seqmodels; }
 
+# comparisons; CHR20 is a FASTA with the 21 Mb of chromosome 20 that experiments/backbones/README.md names
+backbones_bench() {
+  logged backbones_bench 480 python3 experiments/backbones/bench.py --fasta "${CHR20:-build/chr20_40_61.fa.gz}" \
+    --csv "$out/backbones.csv" --commit "${COMMIT:-unknown}"
+}
+synthetic_tasks() { logged synthetic_tasks 330 python3 experiments/synthetic/run.py --csv "$out/synthetic.csv" --commit "${COMMIT:-unknown}"; }
+
 for step in "$@"; do "$step"; done
 exit 0

@@ -87,7 +87,7 @@ def recipes() -> dict[str, Recipe]:
     found = {
         "recall": Recipe(
             stages=[[task] for task in recall], tests={task.pairs: task for task in recall}, size_name="pairs",
-            batch_tokens=2**16, seconds=60, d_model=128, mixers=2, lr={"": 3e-3, "transformer": 1e-3, "hybrid": 2e-3},
+            batch_tokens=2**16, seconds=50, d_model=128, mixers=2, lr={"": 3e-3, "transformer": 1e-3, "hybrid": 2e-3},
             models=FOUR, last_share=0.55,
         ),
         "copying": Recipe(
@@ -107,7 +107,7 @@ def recipes() -> dict[str, Recipe]:
         trained = {n: Phonebook(entries=n, reversed_form=is_reversed, ask_examples=True) for n in (5, 10, 20, 40)}
         found[name] = Recipe(
             stages=[[trained[5]], [trained[5], trained[10]], [trained[n] for n in (5, 10, 20, 40)]],
-            tests=dict(books), size_name="entries", batch_tokens=2**15, seconds=55,
+            tests=dict(books), size_name="entries", batch_tokens=2**15, seconds=45,
             d_model=128, mixers=4, lr={"": 2e-3, "transformer": 1e-3, "hybrid": 1e-3}, models=FOUR, last_share=0.6,
         )  # fmt: skip
     return found
@@ -139,8 +139,8 @@ LAYERS: dict[str, dict[str, Any]] = {
     "M": {"_target_": "seqmodels.layers.mamba2.Mamba2", "d_state": 64, "headdim": 32},
     "s": {"_target_": "seqmodels.layers.s4d.S4D"},
     "S": {"_target_": "seqmodels.layers.mamba_s4.MambaS4"},
-    "*": {"_target_": "seqmodels.layers.attention.Attention", "n_heads": 8},
-    "n": {"_target_": "seqmodels.layers.attention.Attention", "n_heads": 8, "rotary_dim": 0},
+    "*": {"_target_": "seqmodels.layers.attention.Attention", "n_heads": 4},
+    "n": {"_target_": "seqmodels.layers.attention.Attention", "n_heads": 4, "rotary_dim": 0},
     "-": {"_target_": "seqmodels.layers.mlp.MLP", "activation": "swiglu"},
 }
 
@@ -275,7 +275,8 @@ def run_job(job: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     task_name, _, model_name = job.partition(":")
     recipe = (smoke_recipes() if options.smoke else recipes())[task_name]
-    recipe = replace(recipe, seconds=options.seconds or recipe.seconds, steps=options.steps or recipe.steps)
+    seconds = (options.seconds or recipe.seconds) * options.scale
+    recipe = replace(recipe, seconds=seconds, steps=options.steps or recipe.steps)
     torch.manual_seed(options.seed)
     vocab_size = recipe.stages[0][0].vocab_size
     model = build_model(model_name, recipe, vocab_size, device)
@@ -336,6 +337,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--csv", type=Path, default=RESULTS, help="rows are appended to this file")
     parser.add_argument("--only", help="comma-separated task:model pairs, tasks or models")
     parser.add_argument("--seconds", type=float, help="training budget of each run instead of the recipe's")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every budget")
     parser.add_argument("--steps", type=int, help="steps of each run instead of seconds")
     parser.add_argument("--lr", type=float, help="learning rate instead of the recipe's")
     parser.add_argument("--seed", type=int, default=0)

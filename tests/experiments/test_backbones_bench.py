@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["mamba", "mamba2", "transformer", "hybrid", "s4d", "mamba_s4", "mamba_complex", "hyena", "dilated_conv", "lstm",
+NAMES = ["mamba", "mamba2", "transformer", "hybrid", "s4d", "mamba_s4", "hyena", "dilated_conv", "lstm",
          "unet", "caduceus_ph", "caduceus_ps"]  # fmt: skip
 
 
@@ -154,7 +154,8 @@ def test_a_failing_part_and_a_missing_layer_become_rows(bench, zoo, setting, mon
     assert (rows[0]["what"], rows[0]["status"]) == ("train", "failed")
     assert "the kernel says no" in rows[0]["note"]
     assert rows[-1]["what"] == "quality"
-    gone = replace(zoo.ZOO["mamba"], backbone=zoo.stack({"_target_": "seqmodels.layers.gone.Gone", "_partial_": True}, 2))
+    nowhere = {"_target_": "seqmodels.layers.gone.Gone", "_partial_": True}
+    gone = replace(zoo.ZOO["mamba"], backbone=zoo.stack(nowhere, 2))
     monkeypatch.setitem(zoo.ZOO, "mamba", gone)
     (row,) = bench.run_job("mamba", setting)
     assert (row["what"], row["status"]) == ("build", "missing")
@@ -163,8 +164,8 @@ def test_a_failing_part_and_a_missing_layer_become_rows(bench, zoo, setting, mon
 @pytest.mark.slow
 def test_the_command_writes_rows_and_the_report(tmp_path):
     file = tmp_path / "rows.csv"
-    command = [sys.executable, ROOT / "experiments/backbones/bench.py", "--smoke", "--only", "mamba,transformer", "--csv",
-               file, "--commit", "abc"]  # fmt: skip
+    script = ROOT / "experiments/backbones/bench.py"
+    command = [sys.executable, script, "--smoke", "--only", "mamba,transformer", "--csv", file, "--commit", "abc"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = list(csv.DictReader(file.read_text().splitlines()))

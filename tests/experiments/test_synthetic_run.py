@@ -23,8 +23,8 @@ def recipes(run):
     return run.smoke_recipes()
 
 
-JOBS = ["recall:mamba2", "copying:mamba", "copying:s4d", "copying:mamba_s4", "induction:transformer", "phonebook:hybrid",
-        "phonebook_reversed:mamba"]  # fmt: skip
+JOBS = ["recall:mamba2", "copying:mamba", "copying:s4d", "copying:mamba_s4", "induction:transformer",
+        "phonebook:hybrid", "phonebook_reversed:mamba"]  # fmt: skip
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -96,7 +96,8 @@ def test_logits_are_those_of_the_asked_positions(run):
         whole, _ = model(batch.input_ids_BL)
     asked = batch.target_ids_BL != IGNORE_INDEX
     for row in range(3):
-        expected = {int(target): vector for target, vector in zip(batch.target_ids_BL[row][asked[row]], whole[row][asked[row]])}
+        targets = batch.target_ids_BL[row][asked[row]].tolist()
+        expected = dict(zip(targets, whole[row][asked[row]]))
         assert set(answers[row].tolist()) == set(expected)
         for answer, vector in zip(answers[row].tolist(), logits[row]):
             torch.testing.assert_close(vector, expected[answer])
@@ -120,8 +121,9 @@ def test_training_learns(run, recipes):
 @pytest.mark.slow
 def test_the_command_writes_rows_and_a_figure(tmp_path):
     file, figure = tmp_path / "rows.csv", tmp_path / "tasks.png"
-    command = [sys.executable, ROOT / "experiments/synthetic/run.py", "--smoke", "--only", "induction:mamba,copying:mamba",
-               "--csv", file, "--figure", figure, "--workers", "1", "--commit", "abc"]  # fmt: skip
+    script, jobs = ROOT / "experiments/synthetic/run.py", "induction:mamba,copying:mamba"
+    command = [sys.executable, script, "--smoke", "--only", jobs, "--csv", file, "--figure", figure, "--workers", "1"]
+    command += ["--commit", "abc"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = list(csv.DictReader(file.read_text().splitlines()))
