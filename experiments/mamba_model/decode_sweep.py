@@ -1,20 +1,26 @@
 """Times the cuts of the decode step's kernels on a GPU, at the sizes of the 130M model, and prints the best.
 
-    python experiments/mamba_model/decode_sweep.py [compare] [chain] [scan] [convolve] [step]
+    python experiments/mamba_model/decode_sweep.py [compare] [step] [kernels] [few] [scan] [convolve] [four]
 
-`compare` holds the kernels against plain PyTorch; `scan` and `convolve` time one kernel each for many rows; `chain` times
-the three kernels of a whole block for few rows, 24 layers in one graph; `step` times the whole model's step. Each layer has
-its own weights, so that none comes from the L2 cache by luck.
+`compare` holds the kernels against plain PyTorch; `step` times the whole model's step, `kernels` its kernels by name;
+`few` and `four` time the three kernels of a whole block for 1 and 4 rows, 24 layers in one graph; `scan` and
+`convolve` one kernel each for many rows. Each layer has its own weights, so that none comes from the L2 cache by luck.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from seqkernels import nvrtc
 from seqkernels.mamba_step import reference
 from seqkernels.mamba_step.cuda import launch
 from seqkernels.mamba_step.cuda.launch import Convolve, Projection, Scan, Sizes
@@ -23,13 +29,14 @@ from torch import Tensor
 SIZE = Sizes(768, 1536, 16, 48, 4)
 LAYERS = 24
 BF16 = torch.bfloat16
+device = "cuda"
 
 
 def layer(B: int) -> dict[str, Tensor]:
     D, E, N, R, W = SIZE
 
     def normal(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (scale * torch.randn(*shape, device="cuda")).to(dtype)
+        return (scale * torch.randn(*shape, device=device)).to(dtype)
 
     return {
         "x": normal(B, D, dtype=BF16), "residual": normal(B, D), "norm_weight": 1 + 0.1 * normal(D),
@@ -41,10 +48,43 @@ def layer(B: int) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def layers(B: int) -> list[dict[str, Tensor]]:
+    return [layer(B) for _ in range(LAYERS if device == "cuda" else 1)]
+
+
+def compile_in_parallel(parts: list[Callable[[], None]]) -> None:
+    """Runs the parts on the CPU without kernels, to learn which these are, and compiles them on every core."""
+    global device
+    wanted: set[tuple[Path, tuple[tuple[str, int], ...]]] = set()
+
+    class Recorded:
+        def launch(self, *_grid: Any, **_arguments: Any) -> None:
+            pass
+
+    def record(source: Path, entry: str, args: str, defines: dict[str, int], index: int) -> Recorded:
+        wanted.add((source, tuple(defines.items())))
+        return Recorded()
+
+    real, nvrtc.kernel, device = nvrtc.kernel, record, "cpu"
+    for part in parts:
+        part()
+    nvrtc.kernel, device = real, "cuda"
+    with multiprocessing.get_context("fork").Pool(min(16, os.cpu_count() or 1)) as pool:
+        pool.map(_compile, sorted(wanted), chunksize=1)
+
+
+def _compile(wanted: tuple[Path, tuple[tuple[str, int], ...]]) -> None:
+    with contextlib.suppress(nvrtc.CompileError):  # the part that asks for it will say so
+        nvrtc.cached_cubin(wanted[0], dict(wanted[1]), 90)
+
+
 def graph_us(call: Callable[[], Any], repeat: int = 30) -> float:
     """Median time of a graph of `call` in microseconds."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
+    if device == "cpu":
+        call()
+        return 0.0
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
         call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -63,7 +103,9 @@ def graph_us(call: Callable[[], Any], repeat: int = 30) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def chain(t: dict[str, Tensor], x: Tensor, cut_in: Projection, cut_scan: Scan, cut_out: Projection, parts: str) -> Tensor:
+def chain(
+    t: dict[str, Tensor], x: Tensor, cut_in: Projection, cut_scan: Scan, cut_out: Projection, parts: str = "all"
+) -> Tensor:
     made = launch.project_in(
         x, t["residual"], t["norm_weight"], 1e-5, t["in_proj"], None, t["conv_weight"], t["conv_bias"], t["x_proj"],
         t["conv_state"], t["conv_state"], SIZE, cut_in,
@@ -90,24 +132,27 @@ def compare() -> None:
         t = layer(B)
         exact = {name: tensor.double() for name, tensor in t.items()}
         expected = reference.step(exact["xz"], *(exact[name] for name in names), False)
-        y = between(t, launch.plan_convolve(SIZE, B), None)
+        plan = launch.plan_step(SIZE, B)
+        assert plan is not None
+        y = between(t, *plan)
         pairs = zip(("y", "conv", "ssm"), (y, t["conv_state"], t["state"]), expected)
         print("between", B, {n: f"{float((a - e).norm() / e.norm()):.1e}" for n, a, e in pairs})
 
 
-def between(t: dict[str, Tensor], convolve: Convolve, scan: Scan | None) -> Tensor:
+def between(t: dict[str, Tensor], convolve: Convolve, scan: Scan) -> Tensor:
     state = t["conv_state"]
     signal, partial = launch.convolve(
         t["xz"], state, state, t["conv_weight"], t["conv_bias"], t["x_proj"], SIZE, convolve
     )
-    scan = scan or launch.plan_scan(SIZE, len(signal), len(partial))
     weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
     return launch.scan(signal, t["xz"][:, SIZE.E :], partial, t["state"], t["state"], *weights, SIZE, scan)
 
 
 def report(what: str, rows: list[tuple[float, Any]]) -> None:
+    if device == "cpu":
+        return
     print(f"== {what}: us a layer")
-    for us, cut in sorted(rows, key=lambda row: row[0])[:8]:
+    for us, cut in sorted(rows, key=lambda row: row[0])[:10]:
         print(f"   {us / LAYERS:7.2f}  {cut}")
     sys.stdout.flush()
 
@@ -119,55 +164,65 @@ def tried(call: Callable[[], Any], rows: list[tuple[float, Any]], cut: Any) -> N
         print("   refused", cut, str(error).splitlines()[-1][:120])
 
 
-def sweep_chain() -> None:
-    for B in (1, 4):
-        layers = [layer(B) for _ in range(LAYERS)]
-
-        def run(cut_in: Projection, cut_scan: Scan, cut_out: Projection, parts: str, layers=layers) -> None:
-            x = layers[0]["x"]
-            for t in layers:
-                x = chain(t, x, cut_in, cut_scan, cut_out, parts)
-
-        first = (Projection(8, 3), Scan(16, 16, 1), Projection(8, 1))
-        for parts in ("in", "in+scan", "all"):
-            print(f"B {B} {parts}: {graph_us(lambda p=parts: run(*first, p)) / LAYERS:.2f} us a layer")
-        rows: list[tuple[float, Any]] = []
-        ins = [Projection(*c) for c in ((8, 3), (4, 6), (4, 4), (8, 2), (8, 1), (12, 2), (16, 1), (4, 2))]
-        scans = [Scan(16, 16, 1), Scan(32, 16, 1), Scan(8, 16, 1), Scan(16, 8, 1), Scan(32, 8, 1), Scan(32, 4, 1)]
-        scans += [Scan(16, 16, B), Scan(32, 8, B)] if B > 1 else []
-        outs = [Projection(*c) for c in ((8, 1), (6, 1), (4, 1), (12, 1), (4, 2), (3, 2), (16, 1))]
-        for cuts in [(i, *first[1:]) for i in ins] + [(first[0], s, first[2]) for s in scans] + [(*first[:2], o) for o in outs]:
-            tried(lambda cuts=cuts, run=run: run(*cuts, "all"), rows, cuts)
-        report(f"block, B {B}", rows)
+FIRST = (Projection(8, 3), Scan(16, 16, 1), Projection(8, 1))
 
 
-def sweep_scan() -> None:
+def few_rows(B: int, cuts: list[tuple[Projection, Scan, Projection]]) -> None:
+    weights = layers(B)
+
+    def run(cut_in: Projection, cut_scan: Scan, cut_out: Projection, parts: str = "all") -> None:
+        x = weights[0]["x"]
+        for t in weights:
+            x = chain(t, x, cut_in, cut_scan, cut_out, parts)
+
+    for parts in ("in", "in+scan", "all"):
+        us = graph_us(lambda parts=parts: run(*FIRST, parts)) / LAYERS
+        if device == "cuda":
+            print(f"B {B} {parts}: {us:.2f} us a layer")
+    rows: list[tuple[float, Any]] = []
+    for cut in cuts:
+        tried(lambda cut=cut: run(*cut), rows, cut)
+    report(f"block, B {B}", rows)
+
+
+def few() -> None:
+    ins = [Projection(*c) for c in ((4, 6), (4, 4), (8, 2), (8, 1), (12, 2), (16, 1), (4, 2), (16, 2), (24, 1), (6, 4))]
+    scans = [Scan(32, 16, 1), Scan(8, 16, 1), Scan(16, 8, 1), Scan(32, 8, 1), Scan(32, 4, 1), Scan(12, 16, 1)]
+    outs = [Projection(*c) for c in ((6, 1), (4, 1), (12, 1), (4, 2), (3, 2), (16, 1))]
+    cuts = [FIRST, *((i, *FIRST[1:]) for i in ins), *((FIRST[0], s, FIRST[2]) for s in scans)]
+    few_rows(1, [*cuts, *((*FIRST[:2], o) for o in outs)])
+
+
+def four() -> None:
+    ins = [Projection(*c) for c in ((8, 3), (8, 2), (8, 1), (4, 2), (16, 1))]
+    few_rows(4, [(i, s, FIRST[2]) for i in ins for s in (Scan(16, 16, 1), Scan(16, 16, 4), Scan(32, 8, 2))])
+
+
+def scan() -> None:
     for B in (16, 128):
-        layers = [layer(B) for _ in range(LAYERS)]
+        weights = layers(B)
         rows: list[tuple[float, Any]] = []
-        for shares in (24, 12):
-            partial = torch.randn(shares, B, SIZE.row_partial, device="cuda")
-            signal = torch.randn(B, SIZE.E, device="cuda")
-            for channels, lanes, many in (
-                (64, 4, 8), (64, 4, 4), (64, 4, 2), (64, 4, 1), (32, 4, 8), (32, 4, 4), (96, 4, 8), (128, 4, 4),
-                (32, 8, 4), (16, 16, 4), (64, 2, 4), (128, 2, 4), (48, 4, 8),
-            ):  # fmt: skip
-                cut = Scan(channels, lanes, many)
+        for shares, channels, lanes, many in (
+            (24, 64, 4, 4), (24, 64, 4, 2), (24, 32, 4, 4), (24, 128, 4, 4), (24, 96, 4, 4), (24, 32, 8, 4),
+            (24, 32, 8, 2), (12, 64, 4, 8), (12, 64, 4, 4), (12, 96, 4, 8), (12, 32, 4, 8), (12, 128, 4, 4),
+            (12, 64, 2, 4), (12, 48, 4, 8),
+        ):  # fmt: skip
+            cut = Scan(channels, lanes, many)
+            partial = torch.randn(shares, B, SIZE.row_partial, device=device)
+            signal = torch.randn(B, SIZE.E, device=device)
 
-                def run(cut=cut, partial=partial, signal=signal, layers=layers) -> None:
-                    for t in layers:
-                        weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
-                        launch.scan(
-                            signal, t["xz"][:, SIZE.E :], partial, t["state"], t["state"], *weights, SIZE, cut
-                        )
+            def run(cut=cut, partial=partial, signal=signal, weights=weights) -> None:
+                for t in weights:
+                    own = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
+                    launch.scan(signal, t["xz"][:, SIZE.E :], partial, t["state"], t["state"], *own, SIZE, cut)
 
-                tried(run, rows, (cut, f"{shares} shares"))
+            tried(run, rows, (cut, f"{shares} shares"))
         report(f"scan, B {B}", rows)
 
 
-def sweep_convolve() -> None:
+def convolve() -> None:
     for B in (16, 128):
-        layers = [layer(B) for _ in range(LAYERS)]
+        weights = layers(B)
         rows: list[tuple[float, Any]] = []
         for channels, many, threads in (
             (64, 16, 384), (64, 8, 384), (64, 8, 192), (64, 4, 192), (32, 16, 192), (32, 8, 192), (128, 8, 384),
@@ -175,8 +230,8 @@ def sweep_convolve() -> None:
         ):  # fmt: skip
             cut = Convolve(channels, many, threads)
 
-            def run(cut=cut, layers=layers) -> None:
-                for t in layers:
+            def run(cut=cut, weights=weights) -> None:
+                for t in weights:
                     s = t["conv_state"]
                     launch.convolve(t["xz"], s, s, t["conv_weight"], t["conv_bias"], t["x_proj"], SIZE, cut)
 
@@ -184,19 +239,48 @@ def sweep_convolve() -> None:
         report(f"convolve, B {B}", rows)
 
 
-def whole_step() -> None:
+def step() -> None:
     from bench import decode_rows
 
     for row in decode_rows():
         print({key: row[key] for key in ("B", "times", "peer_ms")}, flush=True)
 
 
+def kernels() -> None:
+    from bench import language_model
+    from torch.profiler import ProfilerActivity, profile
+
+    from seqmodels.inference.graph import cuda_graph, decoding_copy
+    from seqmodels.layers.state import state_tensors, updating_in_place
+
+    model = decoding_copy(language_model(768, 24, 50_280), BF16)
+    for B in (1, 128):
+        ids_B1 = torch.zeros(B, 1, dtype=torch.int64, device="cuda")
+        with torch.no_grad(), updating_in_place():
+            _, state = model(ids_B1)
+            replay = cuda_graph(lambda ids=ids_B1, state=state: model(ids, state), list(state_tensors(state)))
+            replay()
+            with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+                replay()
+                torch.cuda.synchronize()
+        rows = [e for e in profiled.key_averages() if e.self_device_time_total]
+        print(f"== kernels, B {B}: {sum(e.self_device_time_total for e in rows):.0f} us")
+        for e in sorted(rows, key=lambda e: -e.self_device_time_total)[:12]:
+            print(f"   {e.self_device_time_total:7.1f} us x{e.count:4d}  {e.key[:90]}", flush=True)
+
+
 def main() -> None:
-    parts = dict(compare=compare, chain=sweep_chain, scan=sweep_scan, convolve=sweep_convolve, step=whole_step)
+    parts = {f.__name__: f for f in (compare, step, kernels, few, scan, convolve, four)}
+    chosen = sys.argv[1:] or list(parts)
     torch.manual_seed(0)
     begin = time.perf_counter()
-    for name in sys.argv[1:] or parts:
-        parts[name]()
+    compile_in_parallel([parts[name] for name in chosen if name in ("few", "four", "scan", "convolve")])
+    print(f"-- compiled: {time.perf_counter() - begin:.0f} s so far", flush=True)
+    for name in chosen:
+        try:
+            parts[name]()
+        except Exception:
+            traceback.print_exc()
         print(f"-- {name}: {time.perf_counter() - begin:.0f} s so far", flush=True)
 
 

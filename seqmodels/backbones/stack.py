@@ -44,6 +44,11 @@ class Block(nn.Module):
         state: State,
         cu_seqlens: Int[Tensor, " nseq_plus_1"] | None,
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"], State]:
+        may_fuse = self.residual_in_fp32 and state is not None and cu_seqlens is None
+        if may_fuse and x_BLD.shape[1] == 1 and not torch.is_grad_enabled():
+            made = self.mixer.step_behind_norm(self.norm, x_BLD, residual_BLD, state)
+            if made is not None:
+                return made
         if residual_BLD is None:
             dtype = accumulation_dtype(x_BLD.dtype) if self.residual_in_fp32 else x_BLD.dtype
             normed_BLD, residual_BLD = self.norm(x_BLD), x_BLD.to(dtype)

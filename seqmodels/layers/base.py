@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqmodels.layers.state import State
+
+if TYPE_CHECKING:
+    from seqmodels.layers.norm import RMSNorm
 
 
 class SequenceLayer(nn.Module, ABC):
@@ -59,6 +62,26 @@ class SequenceLayer(nn.Module, ABC):
         Returns:
             y_BLD in x's dtype (autocast's dtype under autocast), and the state after the last position.
         """
+
+
+    def step_behind_norm(
+        self, norm: RMSNorm, x_B1D: Float[Tensor, "B 1 D"], residual_B1D: Tensor | None, state: State
+    ) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B 1 D"], State] | None:
+        """One step of decoding together with the residual addition and the norm in front of it.
+
+        For layers with an op that does all of this at once. The caller has no gradients and a residual stream in fp32.
+
+        Args:
+            norm: the block's norm.
+            x_B1D: what is yet to be added to the residual stream.
+            residual_B1D: the residual stream; None: x begins it.
+            state: what the previous step returned, not None.
+
+        Returns:
+            y, x + residual, and the new state; or None, the default: there is no such op for these tensors, and the
+            block calls norm and layer one after the other.
+        """
+        return None
 
 
 LayerFactory: TypeAlias = Callable[[int], SequenceLayer]  # d_model -> layer; a functools.partial in practice

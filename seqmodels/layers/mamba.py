@@ -30,10 +30,13 @@ import torch
 from jaxtyping import Float, Int
 from seqkernels import mamba_step
 from seqkernels.checks import accumulation_dtype
+from seqkernels.mamba_block_step.op import fits as block_step_fits
+from seqkernels.mamba_block_step.op import mamba_block_step
 from seqkernels.mamba_inner import InnerState, InnerWeights, mamba_inner
 from torch import Tensor, nn
 
 from seqmodels.layers.base import SequenceLayer, require_positive
+from seqmodels.layers.norm import RMSNorm
 from seqmodels.layers.state import may_update_in_place
 
 RECOMPUTE_LEVELS = ("nothing", "inputs", "all")
@@ -198,6 +201,44 @@ class Mamba(SequenceLayer):
         )
         return y_BE.unsqueeze(1), MambaState(conv_state, ssm_state)
 
+    def step_behind_norm(
+        self, norm: RMSNorm, x_B1D: Float[Tensor, "B 1 D"], residual_B1D: Tensor | None, state: MambaState
+    ) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B 1 D"], MambaState] | None:
+        """See `SequenceLayer.step_behind_norm`: on a GPU, for a few rows."""
+        reference = "reference" in (self.implementation, norm.implementation)
+        if not x_B1D.is_cuda or reference or torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
+            return None
+        modules = self._modules
+        in_proj, out_proj = modules["in_proj"], modules["out_proj"]
+        if not (_is_plain(in_proj, nn.Linear) and _is_plain(out_proj, nn.Linear) and _is_plain(norm, RMSNorm)):
+            return None
+        x_BD, a_EN = x_B1D.squeeze(1), self._a_EN()
+        conv1d, dt_proj = modules["conv1d"], modules["dt_proj"]
+        projections = [_parameter(module, "weight") for module in (in_proj, modules["x_proj"], dt_proj, out_proj)]
+        if not block_step_fits(x_BD, a_EN, self.dt_rank, projections):
+            return None
+        y_BD, total_BD, conv_state, ssm_state = mamba_block_step(
+            x_BD,
+            state.conv,
+            state.ssm,
+            residual_BD=None if residual_B1D is None else residual_B1D.squeeze(1),
+            norm_weight_D=norm.weight,
+            in_proj_weight=projections[0],
+            in_proj_bias_2E=_parameter(in_proj, "bias"),
+            conv_weight_EW=self._conv_weight_EW(_parameter(conv1d, "weight")),
+            conv_bias_E=_parameter(conv1d, "bias"),
+            x_proj_weight=projections[1],
+            dt_proj_weight_ER=projections[2],
+            dt_bias_E=_parameter(dt_proj, "bias"),
+            a_EN=a_EN,
+            d_E=_parameter(self, "D"),
+            out_proj_weight_DE=projections[3],
+            out_proj_bias_D=_parameter(out_proj, "bias"),
+            eps=norm.eps,
+            inplace=may_update_in_place(),
+        )
+        return y_BD.unsqueeze(1), total_BD.unsqueeze(1), MambaState(conv_state, ssm_state)
+
     def _a_EN(self) -> Float[Tensor, "E N"]:
         """A = -exp(A_log), in fp32 also when the whole model was cast to bf16 by hand.
 
@@ -234,6 +275,11 @@ def _parameter(module: Any, name: str) -> Any:
     """`getattr` for parameters at a tenth of nn.Module's time: in decoding, all of them take as long as the kernel."""
     found = module._parameters.get(name)
     return getattr(module, name) if found is None else found  # parametrised ones, and the None of no bias
+
+
+def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    """Whether calling the module is no more than its class says: no other class, no hooks."""
+    return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _resolve_dt_rank(dt_rank: int | str, d_model: int) -> int:

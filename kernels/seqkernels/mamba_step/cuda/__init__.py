@@ -53,10 +53,14 @@ def unavailable(xz_B2E: Tensor, a_EN: Tensor, **details: object) -> str | None:
     if weight_dtype != xz_B2E.dtype:
         return f"the projections' weights are {weight_dtype} and the input is {xz_B2E.dtype}; they have to agree"
     E, N = a_EN.shape
-    size = launch.Sizes(0, E, N, int(details.get("rank", 1)), 1)  # type: ignore[arg-type]
-    if launch.plan_step(size, xz_B2E.shape[0]) is None:
-        return f"no cut of E={E}, N={N}, R={size.R} fits a block: E has to be a multiple of 8 and of 32 / (lanes of N)"
-    return None
+    return _no_cut(xz_B2E.shape[0], E, N, details.get("rank", 1))
+
+
+@constant
+def _no_cut(B: int, E: int, N: int, R: int) -> str | None:
+    if launch.plan_step(launch.Sizes(0, E, N, R, 1), B) is not None:
+        return None
+    return f"E={E}, N={N}, R={R} cannot be dealt out to threads evenly (a multiple of 64 for E always can)"
 
 
 def _run(

@@ -6,7 +6,6 @@ A step of a block between its projections is `convolve` and `scan`; a step of a 
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seqkernels import nvrtc
+from seqkernels.dispatch import constant
 
 _FOLDER = Path(__file__).parent
 ELEMENT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ELEMENT of common.cuh
@@ -103,22 +103,41 @@ def plan_scan(size: Sizes, B: int, shares: int) -> Scan | None:
     return Scan(channels, lanes, rows) if fits and channels is not None else None
 
 
-def plan_project_in(size: Sizes, B: int, processors: int) -> Projection:
-    """One wave of blocks where 12 weight pieces a lane allow it."""
-    pieces = -(-size.D // 256)
-    most = max(1, min(12 // pieces, 32 // B))
-    wanted = min(most, -(-2 * size.E // (8 * processors)))
-    return Projection(8, next((rows for rows in range(wanted, most + 1) if size.E % (8 * rows) == 0), 1))
+def plan_block(
+    size: Sizes, B: int, element_bytes: int, processors: int
+) -> tuple[Projection, Scan, Projection] | None:
+    """Cuts of `project_in`, `scan` and `project_out`, or None where none fits a block."""
+    if size.D % 8 or size.E % 8:
+        return None
+    cut_in = plan_project_in(size, B, element_bytes, processors)
+    scan = None if cut_in is None else plan_scan(size, B, size.E // (cut_in.warps * cut_in.rows))
+    if cut_in is None or scan is None:
+        return None
+    return cut_in, scan, plan_project_out(size, B, element_bytes, processors)
 
 
-def plan_project_out(size: Sizes, B: int, processors: int) -> Projection:
-    """The same, with nothing that would have to divide."""
-    pieces = -(-size.E // 256)
-    most = max(1, min(12 // pieces, 32 // B))
-    return Projection(8, min(most, -(-size.D // (8 * processors))))
+def plan_project_in(size: Sizes, B: int, element_bytes: int, processors: int) -> Projection | None:
+    """One wave of blocks where a lane's registers have room for it, and not more shares of x_proj than `scan` takes."""
+    most_rows = _rows_in_registers(size.D, B, element_bytes)
+    fewest = -(-size.E * size.row_partial * 4 // _SHARES_BYTES)  # channels of a block
+    cuts = [Projection(warps, rows) for warps in (8, 16) for rows in range(1, most_rows + 1)]
+    cuts = [cut for cut in cuts if size.E % (cut.warps * cut.rows) == 0 and cut.warps * cut.rows >= fewest]
+    one_wave = [cut for cut in cuts if cut.warps * cut.rows * processors >= 2 * size.E]
+    return next(iter(one_wave), cuts[-1] if cuts else None)
 
 
-@functools.cache
+def plan_project_out(size: Sizes, B: int, element_bytes: int, processors: int) -> Projection:
+    """The same, with nothing that has to divide."""
+    return Projection(8, min(_rows_in_registers(size.E, B, element_bytes), -(-size.D // (8 * processors))))
+
+
+def _rows_in_registers(length: int, B: int, element_bytes: int) -> int:
+    """Rows of a weight that a warp may hold at most: 48 registers, and a lane to finish each row of each B."""
+    pieces = -(-length // 256) * max(1, element_bytes // 2)  # 16 bytes a lane
+    return max(1, min(12 // pieces, 32 // B))
+
+
+@constant
 def processors(index: int) -> int:
     """Multiprocessors of a GPU."""
     return torch.cuda.get_device_properties(index).multi_processor_count
