@@ -65,6 +65,11 @@ for _id in (*BASE_IDS, N):
     COMPLEMENT_OF_ID[_id] = _LETTER_OF_ID.index(COMPLEMENT_OF_BYTE[_LETTER_OF_ID[_id]])
 
 
+def complement_ids() -> list[int]:
+    """The complement table as plain data: what RC-equivariant models of DNA take as `complement_ids`."""
+    return COMPLEMENT_OF_ID.tolist()
+
+
 def _translate(raw: UInt8[np.ndarray, " S"], table: bytes) -> UInt8[np.ndarray, " S"]:
     """`table[raw]`, four times faster than numpy's indexing and writable (torch wants that)."""
     return np.frombuffer(bytearray(np.ascontiguousarray(raw)).translate(table), dtype=np.uint8)
