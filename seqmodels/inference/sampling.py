@@ -17,7 +17,7 @@ class Sampling:
 
     Args:
         temperature: logits are divided by this; 0 takes the most likely symbol. At least 0.
-        top_k: draw among the k most likely symbols; None among all.
+        top_k: draw among the k most likely symbols (which of equally likely ones is left open); None among all.
         top_p: draw among the fewest symbols that hold this share of the probability, in (0, 1]; None among all.
         seed: row b of a batch draws from the stream (seed, b), on any device and in any batch size.
         allowed_ids: draw only among these symbols (bases, say, and no special tokens); None among all.
@@ -65,10 +65,17 @@ class Sampling:
             return logits_BV.argmax(dim=-1)
         if self.temperature != 1:
             logits_BV = logits_BV / self.temperature
+        if self.top_k is None or self.top_k >= logits_BV.shape[-1]:
+            return self._invert_cdf(logits_BV, uniform_B)
+        # In the order of the vocabulary, so that a uniform picks what it would with the others' probabilities zeroed;
+        # but everything in float64 is done for k symbols, which at a large vocabulary is most of the time of a draw.
+        symbols_BK = logits_BV.topk(self.top_k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        place_B = self._invert_cdf(logits_BV.gather(-1, symbols_BK), uniform_B)
+        return symbols_BK.gather(-1, place_B[:, None]).squeeze(-1)
+
+    def _invert_cdf(self, logits_BV: Float[Tensor, "B V"], uniform_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Draws one place a row, after top-p."""
         probabilities_BV = torch.softmax(logits_BV.double(), dim=-1)
-        if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
-            kept_BK, symbols_BK = probabilities_BV.topk(self.top_k, dim=-1)
-            probabilities_BV = torch.zeros_like(probabilities_BV).scatter_(-1, symbols_BK, kept_BK)
         if self.top_p is not None and self.top_p < 1:
             probabilities_BV = _nucleus(probabilities_BV, self.top_p)
         cumulative_BV = probabilities_BV.cumsum(dim=-1)

@@ -147,6 +147,18 @@ def test_draws_follow_the_distribution():
     assert shares(Sampling(top_p=0.5, top_k=4)) == [0, 0, 0, 1, 0]
 
 
+def test_top_k_draws_what_the_whole_cdf_with_the_others_zeroed_would():
+    generator = torch.Generator().manual_seed(3)
+    logits_BV = 2 * torch.randn(2000, 301, generator=generator)
+    uniform_B = torch.rand(2000, dtype=torch.float64, generator=generator)
+    p_BV = (logits_BV / 0.7).double().softmax(-1)
+    p_BV *= p_BV >= p_BV.topk(20).values[:, -1:]
+    cdf_BV = p_BV.cumsum(-1)
+    expected_B = (cdf_BV <= uniform_B[:, None] * cdf_BV[:, -1:]).sum(-1)
+    assert torch.equal(Sampling(temperature=0.7, top_k=20).pick(logits_BV, uniform_B), expected_B)
+    assert len(expected_B.unique()) > 200
+
+
 def test_inverting_the_cdf_never_runs_off_its_end():
     logits_BV = torch.randn(1000, 300) * 20
     picked_B = Sampling().pick(logits_BV, torch.full((1000,), (1 - 2.0**-53) * (1 - 2.0**-52), dtype=torch.float64))
