@@ -23,6 +23,7 @@ from triton.testing import do_bench
 
 from seqmodels.backbones.stack import Stack
 from seqmodels.data.record import Batch
+from seqmodels.heads.base import LossSums
 from seqmodels.heads.next_token import NextTokenHead
 from seqmodels.inference.generate import generate
 from seqmodels.inference.graph import cuda_graph, decoding_copy
@@ -30,6 +31,7 @@ from seqmodels.inference.sampling import Sampling
 from seqmodels.layers.mamba import Mamba
 from seqmodels.layers.state import state_tensors, updating_in_place
 from seqmodels.model import SequenceModel
+from seqmodels.training.graphed import GraphedLoss
 
 # (d_model, B, L): mamba_ssm's (forward, forward + backward) ms of one layer
 LAYERS = {
@@ -66,6 +68,18 @@ def peak_gib(call: Callable[[], Any]) -> float:
     return torch.cuda.max_memory_allocated() / 2**30
 
 
+class OutputAlone(torch.nn.Module):
+    """A layer under autocast, without its state."""
+
+    def __init__(self, layer: Mamba):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            return self.layer(x_BLD)[0]
+
+
 def layer_rows() -> Iterator[dict[str, Any]]:
     for (d_model, B, L), (peer_forward, peer_both) in LAYERS.items():
         layer = Mamba(d_model).cuda()
@@ -82,10 +96,17 @@ def layer_rows() -> Iterator[dict[str, Any]]:
             torch.autograd.grad(forward(), leaves, grad)
 
         shape = dict(what="layer", recompute=layer.recompute, d_model=d_model, n_layers=1, B=B, L=L)
+        graphed = torch.cuda.make_graphed_callables(OutputAlone(layer), (x,))
+
+        def both_graphed(graphed=graphed, x=x, grad=grad, leaves=leaves) -> None:
+            torch.autograd.grad(graphed(x), leaves, grad)  # type: ignore[arg-type, call-overload]
+
         with torch.no_grad():
             yield shape | dict(mode="fwd", peer_ms=peer_forward, times=time_ms(forward), peak_gib=peak_gib(forward))
         yield shape | dict(mode="fwd+bwd", peer_ms=peer_both, times=time_ms(both), peak_gib=peak_gib(both))
-        del layer, x, grad, leaves
+        times = time_ms(both_graphed)
+        yield shape | dict(mode="fwd+bwd, cuda graph", peer_ms=peer_both, times=times, peak_gib=peak_gib(both_graphed))
+        del layer, x, grad, leaves, graphed
         torch.cuda.empty_cache()
 
 
@@ -116,18 +137,25 @@ def training_rows() -> Iterator[dict[str, Any]]:
             lengths = torch.full((B,), L, device="cuda")
             batch = Batch(ids[:, :-1], lengths, tuple(str(row) for row in range(B)), target_ids_BL=ids[:, 1:])
 
-            def step(model=model, optimizer=optimizer, batch=batch) -> None:
+            def step(losses: Callable[[Batch], LossSums], optimizer=optimizer, batch=batch) -> None:
                 with torch.autocast("cuda", torch.bfloat16):
-                    logits, _ = model(batch.input_ids_BL)
-                    sums = model.head.loss(logits, batch)
+                    sums = losses(batch)
                 sums.mean_loss().backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            shape = dict(what="training step", mode="fwd+bwd+adamw", recompute=recompute, d_model=d_model)
-            yield shape | dict(
-                n_layers=n_layers, B=B, L=L, peer_ms=peer_ms, times=time_ms(step, reps_ms=1500), peak_gib=peak_gib(step)
-            )
+            def launched(batch: Batch, model=model) -> LossSums:
+                return model.head.loss(model(batch.input_ids_BL)[0], batch)
+
+            shape = dict(what="training step", recompute=recompute, d_model=d_model, n_layers=n_layers, B=B, L=L)
+            modes: dict[str, Callable[[Batch], LossSums]] = {"fwd+bwd+adamw": launched}
+            if recompute == "nothing":  # what a step takes when the GPU does not wait for Python
+                modes["fwd+bwd+adamw, cuda graph"] = GraphedLoss(model)
+            for mode, losses in modes.items():
+                run = partial(step, losses)
+                times = time_ms(run, reps_ms=1500)
+                yield shape | dict(mode=mode, peer_ms=peer_ms, times=times, peak_gib=peak_gib(run))
+            del modes, losses, run, launched, step
             del model, optimizer, batch, ids
             torch.cuda.empty_cache()
 

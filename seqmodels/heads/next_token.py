@@ -76,9 +76,13 @@ class NextTokenHead(Head):
         pieces = zip(logits.flatten(0, 1).split(chunk), targets_T.split(chunk), weights_T.split(chunk))
         # Each chunk's fp32 copies live only while it is worked on; backward makes them again.
         several = len(targets_T) > chunk and torch.is_grad_enabled()
-        sums = [checkpoint(_sums, *p, use_reentrant=False) if several else _sums(*p) for p in pieces]
+        sums = [_again_in_backward(*p) if several else _sums(*p) for p in pieces]
         loss_sum, correct = (torch.stack(column).sum() for column in zip(*sums))  # type: ignore[arg-type]
         return LossSums(loss_sum, weights_T.sum(), {"accuracy": correct.detach()})
+
+
+def _again_in_backward(*piece: Tensor) -> tuple[Tensor, Tensor]:
+    return checkpoint(_sums, *piece, use_reentrant=False, preserve_rng_state=False)  # nothing random inside
 
 
 def _sums(logits_TV: Tensor, targets_T: Tensor, weights_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -193,6 +193,8 @@ def _lightning_trainer(
             f"trainer.devices={settings.devices} with accelerator=cuda, but this machine has"
             f" {torch.cuda.device_count()} GPUs that torch can use"
         )
+    if settings.cuda_graph and accelerator != "cuda":
+        raise ValueError("trainer.cuda_graph=true needs a GPU, and torch sees none here; set it to false")
     return L.Trainer(
         accelerator=accelerator,
         devices=settings.devices,

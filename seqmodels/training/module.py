@@ -16,6 +16,7 @@ from torch import Tensor
 from seqmodels.data.record import Batch
 from seqmodels.heads.base import LossSums
 from seqmodels.model import SequenceModel
+from seqmodels.training.graphed import GraphedLoss
 from seqmodels.training.param_groups import param_groups
 from seqmodels.training.settings import Recipe
 
@@ -49,6 +50,7 @@ class SequenceTask(L.LightningModule):
             # In place: a wrapped module would change the names in checkpoints. A length warm-up changes batch and
             # length from stage to stage: with both symbolic, one graph serves all stages but one of a single row.
             model.compile(dynamic=True if recipe.data.length_warmup.start else None)
+        self._graphed = GraphedLoss(model) if recipe.trainer.cuda_graph else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of the batch in nats; with several processes, scaled so that their mean is the whole batch's."""
@@ -60,6 +62,8 @@ class SequenceTask(L.LightningModule):
 
     def loss_sums(self, batch: Batch) -> LossSums:
         """Forward pass and loss."""
+        if self._graphed is not None and self.model.training and torch.is_grad_enabled():
+            return self._graphed(batch)
         logits, _ = self.model(batch.input_ids_BL, lengths_B=batch.lengths_B)
         return self.model.head.loss(logits, batch)
 

@@ -37,6 +37,8 @@ class TrainerSettings:
         num_nodes: machines.
         strategy: Lightning's name for how several devices work together; "auto" is DDP.
         compile: run the model through torch.compile.
+        cuda_graph: launch forward and backward pass of a step at once, as CUDA graphs. For GPUs that wait for Python:
+            small models or short batches of one shape; the memory of a step stays taken.
     """
 
     max_steps: int = 2000
@@ -52,6 +54,7 @@ class TrainerSettings:
     num_nodes: int = 1
     strategy: str = "auto"
     compile: bool = False
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         counts = ("max_steps", "log_every_steps", "checkpoint_every_steps", "accumulate", "devices", "num_nodes")
@@ -65,8 +68,24 @@ class TrainerSettings:
             raise ValueError(f"trainer.gradient_clip={self.gradient_clip} must be above 0, or null for no clipping")
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if self.cuda_graph:
+            self._check_cuda_graph()
         if self.accelerator not in ("auto", "cpu", "cuda"):
             raise ValueError(f"trainer.accelerator={self.accelerator!r} must be auto, cpu or cuda")
+
+    def _check_cuda_graph(self) -> None:
+        """Gradients of a graph lie in its own memory, which the next replay writes over: they cannot be added up."""
+        wrong = {
+            f"accumulate={self.accumulate}": self.accumulate > 1,
+            f"devices={self.devices}": self.devices * self.num_nodes > 1,
+            "compile=true": self.compile,
+            "accelerator=cpu": self.accelerator == "cpu",
+        }
+        if clashes := [name for name, clash in wrong.items() if clash]:
+            raise ValueError(
+                f"trainer.cuda_graph=true does not go with {', '.join(clashes)}; it needs one GPU, accumulate=1 and no "
+                "compile"
+            )
 
 
 def default_optimizer() -> OptimizerFactory:

@@ -115,20 +115,19 @@ class MambaInner(torch.autograd.Function):
         w, kept = Weights(*tensors[: len(Weights._fields)]), Kept(*tensors[len(Weights._fields) :])
         x, _ = xz.chunk(2, dim=-1)
         (B, L, E), (R, N) = x.shape, (w.dt_proj.shape[1], w.a.shape[1])
-        if grad is None:
-            grad = xz.new_zeros(B, L, w.out_proj.shape[0])
+        grad_BLD = xz.new_zeros(B, L, w.out_proj.shape[0]) if grad is None else grad
         kept = _made_again(kept, xz, w, conv_state, ssm_state, cu_seqlens)
         u, dt, dt_b_c, y, states, out = (_there(part) for part in kept)
         del kept
-        grads: dict[str, Tensor | None] = {"out_bias": None if w.out_bias is None else grad.sum((0, 1))}
-        grads["out_proj"] = _weight_gradient(grad, out)
+        grads: dict[str, Tensor | None] = {"out_bias": None if w.out_bias is None else grad_BLD.sum((0, 1))}
+        grads["out_proj"] = _weight_gradient(grad_BLD, out)
         del out
         dxz, d_dt_b_c = torch.empty_like(xz), torch.empty_like(dt_b_c)
         places = [part.unsqueeze(2) for part in d_dt_b_c[..., R:].split(N, dim=-1)]
         db, dc = places if _on_16_bytes(*places) else [torch.empty_like(place) for place in places]
         scan = launch.run_backward(
             _problem(xz, u, dt, dt_b_c, w, ssm_state, cu_seqlens),
-            grad @ w.out_proj,
+            grad_BLD @ w.out_proj,
             grad_ssm,
             y,
             states,
@@ -169,7 +168,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _save_every(xz: Tensor, a: Tensor) -> int:
-    return plan.save_every(xz.shape[0] * xz.shape[1], *a.shape, cuda.memory_bytes(xz.device.index))
+    return plan.save_every(xz.shape[0] * xz.shape[1], a.shape[0], a.shape[1], cuda.memory_bytes(xz.device.index))
 
 
 def _problem(

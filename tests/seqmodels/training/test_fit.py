@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from seqmodels.inference import load
-from seqmodels.training import CheckpointError, ModelSpec, train
+from seqmodels.training import CheckpointError, ModelSpec, TrainerSettings, train
 from seqmodels.training.checkpoint import find_checkpoint, read_meta
 from seqmodels.training.module import FiniteWatch, NonFiniteLossError
 from seqmodels.training.schedule import constant
@@ -269,3 +269,33 @@ def test_a_loss_that_is_not_finite_is_found_on_a_gpu_before_anything_is_saved(tm
         train(NaNCorpus(), tiny_model(implementation="auto"), recipe, run_dir=tmp_path / "run")
     last = find_checkpoint(tmp_path / "run")
     assert all(torch.isfinite(tensor).all() for tensor in load(last, "cpu").model.state_dict().values())
+
+
+@pytest.mark.gpu
+def test_steps_as_cuda_graphs_train_as_launched_ones_do(tmp_path):
+    """The same losses step by step; validation in between and another batch shape do not disturb it."""
+    model = tiny_model(d_model=64, n_layers=2, implementation="auto")
+
+    def losses(name: str, **more):
+        recipe = tiny_recipe(max_steps=12, accelerator="cuda", **more)
+        result = train(TinyCorpus(), model, recipe, run_dir=tmp_path / name)
+        with (result.run_dir / "metrics.csv").open() as file:
+            return [float(row["loss"]) for row in csv.DictReader(file) if row["split"] == "train"]
+
+    launched, graphed = losses("launched"), losses("graphed", cuda_graph=True)
+    assert graphed == pytest.approx(launched, rel=2e-3)
+    assert graphed[-1] < graphed[0]
+
+
+@pytest.mark.parametrize("clash", [{"accumulate": 2}, {"compile": True}, {"devices": 2}, {"accelerator": "cpu"}])
+def test_cuda_graphs_refuse_what_they_cannot_do(clash):
+    with pytest.raises(ValueError, match=f"does not go with {next(iter(clash))}="):
+        TrainerSettings(cuda_graph=True, **clash)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_graphs_without_a_gpu_are_refused(tmp_path):
+    recipe = tiny_recipe(max_steps=1, cuda_graph=True, accelerator="auto")
+    with pytest.raises(ValueError, match="cuda_graph=true needs a GPU"):
+        train(TinyCorpus(), tiny_model(), recipe, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
