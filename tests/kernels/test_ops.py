@@ -163,7 +163,8 @@ def test_added_error_is_at_most_twice_that_of_plain_pytorch(op: str, implementat
     for name, value in got.items():
         assert value.shape == truth[name].shape, name
         assert value.dtype == baseline[name].dtype, name
-        floor = 2 * torch.finfo(value.dtype).eps  # where plain PyTorch happens to be exact
+        # Where plain PyTorch happens to be exact, as it may be in each of a handful of values.
+        floor = (4 if value.numel() < 8 else 2) * torch.finfo(value.dtype).eps
         floor = max(floor, SPECS[op].slack.get(DTYPES[dtype], 0.0))
         both = zip(("largest", "rms"), errors(value, truth[name]), errors(baseline[name], truth[name]))
         for kind, added, allowed in both:
