@@ -46,10 +46,11 @@ COLUMNS = [
     "cuda_graph", "prefill_s", "status", "note", "dtype", "gpu", "torch", "triton", "commit", "date",
 ]  # fmt: skip
 TOKENS_PER_STEP = 2**18  # bases of a timed training step, where one sequence is not longer
-TRAIN_LENGTH, TRAIN_BATCH_TOKENS = 1024, 2**16
+TRAIN_LENGTH, TRAIN_BATCH_TOKENS = 1024, 2**15
 VALID_WINDOWS = 512
 MASKED_SHARE = 0.15
 PREFILL_CHUNK = 2**16
+OUT_OF_MEMORY = "out of memory"
 Row = dict[str, Any]
 
 
@@ -203,8 +204,6 @@ def adamw(model: SequenceModel, lr: float, setting: Setting) -> Any:
 
 def train_rows(name: str, setting: Setting) -> Iterator[Row]:
     """Time and memory of a step at each length, while a step stays under the limit."""
-    import torch
-
     measured: list[tuple[int, float]] = []  # (length, seconds a token)
     for L in setting.options.lengths:
         B = max(setting.options.tokens_per_step // L, 1)
@@ -219,11 +218,12 @@ def train_rows(name: str, setting: Setting) -> Iterator[Row]:
         for recompute in (False, True):
             try:
                 row: Row = _time_steps(name, B, L, setting, recompute, expected_s)
-            except torch.OutOfMemoryError as error:
-                row = dict(status="out of memory", note=_brief(error))
+            except Exception as error:
+                row = _failed(error)
             _free(setting)
             if row["status"] == "ok":
                 measured.append((L, row["ms_p50"] / 1e3 / (B * L)))
+            if row["status"] != OUT_OF_MEMORY:
                 break
         yield shape | dict(recomputed_blocks="yes" if recompute else "no") | row  # type: ignore[possibly-undefined]
 
@@ -333,13 +333,15 @@ def decode_rows(name: str, setting: Setting) -> Iterator[Row]:
     if _objective(name) != "next":
         return
     for context in setting.options.contexts:
-        model = setting.model(name, context).eval()
-        if setting.is_gpu:
-            model = decoding_copy(model, torch.bfloat16)
         try:
-            yield dict(what="decode", context=context, B=1) | _time_decoding(model, context, setting)
-        except torch.OutOfMemoryError as error:
-            yield dict(what="decode", context=context, B=1, status="out of memory", note=_brief(error))
+            model = setting.model(name, context).eval()
+            if setting.is_gpu:
+                model = decoding_copy(model, torch.bfloat16)
+            row = _time_decoding(model, context, setting)
+        except Exception as error:
+            row = _failed(error)
+        yield dict(what="decode", context=context, B=1) | row
+        model = None
         _free(setting)
 
 
@@ -446,6 +448,18 @@ def _free(setting: Setting) -> None:
         torch.cuda.empty_cache()
 
 
+def _failed(error: Exception) -> Row:
+    """What a cell says that raised; an error that spoils the process's GPU is raised again."""
+    import torch
+
+    if "CUDA error" in str(error):
+        raise error
+    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):
+        return dict(status=OUT_OF_MEMORY, note=_brief(error))
+    print(f"{type(error).__name__}: {error}", flush=True)
+    return dict(status="failed", note=f"{type(error).__name__}: {_brief(error)}")
+
+
 def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]
 
@@ -491,10 +505,7 @@ def run_job(name: str, setting: Setting | None = None) -> Iterator[Row]:
             for row in PARTS[part](name, setting):
                 yield about | row
         except Exception as error:
-            if "CUDA error" in str(error):
-                raise  # this process can use its GPU no more: the pool starts another
-            print(f"{name} {part}: {type(error).__name__}: {error}", flush=True)
-            yield about | dict(what=part, status="failed", note=f"{type(error).__name__}: {_brief(error)}")
+            yield about | dict(what=part) | _failed(error)
         _free(setting)
 
 
@@ -519,9 +530,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parts", default="train,decode,quality", help="comma-separated, in this order")
     parser.add_argument("--lengths", type=numbers, default=[2**10, 2**14, 2**17, 2**20])
     parser.add_argument("--contexts", type=numbers, default=[2**10, 2**20], help="of decoding")
-    parser.add_argument("--tokens", type=int, default=2**25, help="bases that quality trains on")
+    parser.add_argument("--tokens", type=int, default=2**24, help="bases that quality trains on")
     parser.add_argument("--train-length", type=int, default=TRAIN_LENGTH, help="window of quality")
-    parser.add_argument("--train-seconds", type=float, default=35, help="longest training for quality that is run")
+    parser.add_argument("--train-seconds", type=float, default=60, help="longest training for quality that is run")
     parser.add_argument("--cell-seconds", type=float, default=8, help="longest training step that is run")
     parser.add_argument("--time-ms", type=float, default=700, help="how long steps of one shape are repeated")
     parser.add_argument("--csv", type=Path, default=RESULTS, help="rows are appended to this file")

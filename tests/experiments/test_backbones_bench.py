@@ -144,6 +144,29 @@ def test_out_of_memory_is_tried_again_with_recomputed_blocks(bench, setting, mon
     assert (second["status"], second["recomputed_blocks"]) == ("out of memory", "yes")
 
 
+def test_a_failing_cell_costs_itself_alone(bench, setting, monkeypatch):
+    plain = bench._time_steps
+
+    def broken(name, B, L, setting, recompute, expected_s):
+        if L == 32:
+            raise RuntimeError("cuFFT error: CUFFT_INTERNAL_ERROR")
+        return plain(name, B, L, setting, recompute, expected_s)
+
+    monkeypatch.setattr(bench, "_time_steps", broken)
+    first, second = bench.train_rows("mamba", setting)
+    assert (first["status"], first["recomputed_blocks"]) == ("failed", "no"), "recomputing is for want of memory"
+    assert second["status"] == "ok"
+
+
+def test_an_error_that_spoils_the_gpu_ends_the_process(bench, setting, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(bench, "_time_steps", broken)
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        list(bench.run_job("mamba", setting))
+
+
 def test_a_failing_part_and_a_missing_layer_become_rows(bench, zoo, setting, monkeypatch):
     def fail(name, setting):
         raise RuntimeError("the kernel says no")
