@@ -199,6 +199,8 @@ class Genome:
             or a mapping from a name of your own (used in place of the stem) to any of these.
     """
 
+    _named_by_hand = False  # names come from elsewhere than the files, and say more than they
+
     def __init__(self, source: FastaSource):
         files = find_fasta(source)
         self.files = [open_sequences(path) for _, path in files]
@@ -220,6 +222,7 @@ class Genome:
         The keys are `human/21`; `stem_of` gives the species.
         """
         genome = cls.__new__(cls)
+        genome._named_by_hand = True
         named = [(species, name, path) for species, paths in files.items() for name, path in paths.items()]
         genome.files = [open_sequences(path) for _, _, path in named]
         genome.records = {f"{s}/{name}": (i, genome.files[i].names[0]) for i, (s, name, _) in enumerate(named)}
@@ -251,6 +254,8 @@ class Genome:
 
     def describe(self, key: str) -> str:
         """`hg38.fa.gz:chr16`: how messages name a record."""
+        if self._named_by_hand:
+            return key
         number, name = self.records[key]
         return f"{os.path.basename(self.files[number].path)}:{name}"
 

@@ -10,9 +10,11 @@ by path and hold the file's size and time stamp, so an edited file is read anew.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -146,6 +148,27 @@ def is_bgzip(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(18)
     return head[:4] == b"\x1f\x8b\x08\x04" and head[12:14] == b"BC"
+
+
+def unpacked(path: Path) -> Path:
+    """The file itself; of a plain gzip file, which cannot be read from the middle, a copy in the cache folder.
+
+    Raises:
+        ValueError: the gzip file is damaged or cut off.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"\x1f\x8b" or is_bgzip(path):
+            return path
+    copy = cache_path(path, ".unpacked.fa")
+    if copy.exists() and copy.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return copy
+    log.info("%s: unpacking it into %s", path, copy)
+    try:
+        with written_whole(copy) as partial, gzip.open(path) as packed, open(partial, "wb") as out:
+            shutil.copyfileobj(packed, out, CHUNK_BYTES)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: the gzip file is damaged or cut off ({error})") from None
+    return copy
 
 
 def bgzf_blocks(data: UInt8[np.ndarray, " bytes"], path: Path) -> Iterator[bytes]:

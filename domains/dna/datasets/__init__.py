@@ -14,6 +14,17 @@
 """
 
 from domains.dna.datasets.genome_windows import GenomeWindows
+from domains.dna.datasets.genomic_benchmark import GenomicBenchmark
+from domains.dna.datasets.nucleotide_transformer import NucleotideTransformerTask
+from domains.dna.datasets.sequence_table import SequenceTable
+from domains.dna.datasets.species_folders import SpeciesFolders
 from domains.dna.datasets.species_windows import SpeciesWindows
 
-__all__ = ["GenomeWindows", "SpeciesWindows"]
+__all__ = [
+    "GenomeWindows",
+    "GenomicBenchmark",
+    "NucleotideTransformerTask",
+    "SequenceTable",
+    "SpeciesFolders",
+    "SpeciesWindows",
+]
