@@ -152,7 +152,7 @@ def _run_batch(
     """Blocks of channels, one after the other; backward makes each block's transients again."""
     B, L, E = u_BLE.shape
     modes = system.bbar_EN.shape[1] * (2 if system.is_complex else 1)
-    a_channel = B * max(fft_size(L), 4 * modes * _power_chunk(L))  # float64 state sums, 8 bytes each
+    a_channel = B * max(fft_size(L), 4 * modes * _power_chunk(L))  # the latter is 2 float64 (B, sqrt(L), modes)
     block = min(E, max(1, BLOCK_ELEMENTS // a_channel))
     results = []
     for first in range(0, E, block):
@@ -173,27 +173,33 @@ def _run_batch(
 def _run_block(
     u_BLE: Tensor, system: DiagonalSystem, state_BEN: Tensor | None, lengths_B: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The equations of the module's head; rows longer than their length hold zeros behind it."""
+    """The equations of the module's head; rows longer than their length hold zeros behind it.
+
+    Channels come first inside, because each has its own matrices and the batch shares them.
+    """
     real = accumulation_dtype(u_BLE.dtype)
-    u_BEL = u_BLE.transpose(1, 2).to(real).contiguous()
-    L = u_BEL.shape[-1]
-    kernel_EL = _responses(system, system.bbar_EN[None], L)[0]
-    y_BEL = fft_convolution(u_BEL, kernel_EL.to(real))
-    final_BEN = _driven_state(_reversed(u_BEL, lengths_B), system)
+    u_EBL = u_BLE.permute(2, 0, 1).to(real).contiguous()
+    L = u_EBL.shape[-1]
+    powers = _powers_below(L, system)
+    kernel_E1L = _responses(system, powers, system.bbar_EN[:, None])[..., :L]
+    y_EBL = fft_convolution(u_EBL, kernel_E1L.to(real))
+    final_EBN = _driven_state(_right_aligned(u_EBL, lengths_B), system, powers)
     if state_BEN is not None:
-        h_BEN = _modes(state_BEN, system.is_complex)
-        y_BEL = y_BEL + _responses(system, torch.exp(system.log_abar_EN) * h_BEN, L).to(real)
-        steps = L if lengths_B is None else lengths_B[:, None, None]
-        final_BEN = final_BEN + torch.exp(steps * system.log_abar_EN) * h_BEN
+        h_EBN = _modes(state_BEN, system.is_complex).transpose(0, 1)
+        log_abar_E1N = system.log_abar_EN[:, None]
+        y_EBL = y_EBL + _responses(system, powers, torch.exp(log_abar_E1N) * h_EBN)[..., :L].to(real)
+        steps = L if lengths_B is None else lengths_B[:, None]
+        final_EBN = final_EBN + torch.exp(steps * log_abar_E1N) * h_EBN
+    final_BEN = final_EBN.transpose(0, 1)
     final = torch.view_as_real(final_BEN) if system.is_complex else final_BEN.real
-    return y_BEL.transpose(1, 2), final.to(real)
+    return y_EBL.permute(1, 2, 0), final.to(real)
 
 
-def fft_convolution(u_BEL: Float[Tensor, "B E L"], kernel_EL: Float[Tensor, "E L"]) -> Float[Tensor, "B E L"]:
+def fft_convolution(u_EBL: Float[Tensor, "E B L"], kernel_E1L: Float[Tensor, "E 1 L"]) -> Float[Tensor, "E B L"]:
     """sum_k kernel_k u_{t-k}, causal: both are zero-padded to 2L, so nothing wraps around."""
-    L, size = u_BEL.shape[-1], fft_size(u_BEL.shape[-1])
-    spectrum_BEK = _PaddedRFFT.apply(u_BEL, size) * _PaddedRFFT.apply(kernel_EL, size)
-    return torch.fft.irfft(spectrum_BEK, n=size)[..., :L]
+    L, size = u_EBL.shape[-1], fft_size(u_EBL.shape[-1])
+    spectrum_EBK = _PaddedRFFT.apply(u_EBL, size) * _PaddedRFFT.apply(kernel_E1L, size)
+    return torch.fft.irfft(spectrum_EBK, n=size)[..., :L]
 
 
 class _PaddedRFFT(torch.autograd.Function):
@@ -226,15 +232,24 @@ def _power_chunk(length: int) -> int:
     return 1 << math.ceil(math.log2(length) / 2)
 
 
-def _powers(system: DiagonalSystem, stride: int, count: int) -> Complex[Tensor, "E count N"]:
-    """abar^(0, stride, 2 stride, ...), `count` of them."""
-    exponents = torch.arange(count, device=system.bbar_EN.device, dtype=torch.float64) * stride
-    return torch.exp(exponents[:, None] * system.log_abar_EN[:, None])
+class _Powers(NamedTuple):
+    """abar^(m Q + q) = large[m] * small[q], for all exponents below M Q, at least L.
+
+    Attributes:
+        large_EMN: abar^0, abar^Q, abar^2Q, ...
+        small_EQn: abar^0 ... abar^(Q-1) in real numbers: real and imaginary parts side by side.
+    """
+
+    large_EMN: Complex[Tensor, "E M N"]
+    small_EQn: Float[Tensor, "E Q modes"]
 
 
-def _small_powers(system: DiagonalSystem, count: int) -> Float[Tensor, "E count modes"]:
-    """abar^0 ... abar^(count-1) in real numbers: real and imaginary parts side by side."""
-    return _in_real_numbers(_powers(system, 1, count), system.is_complex)
+def _powers_below(length: int, system: DiagonalSystem) -> _Powers:
+    chunk = _power_chunk(length)
+    exponents_Q = torch.arange(chunk, device=system.bbar_EN.device, dtype=torch.float64)
+    exponents_M = chunk * exponents_Q[: -(-length // chunk)]
+    large_EMN, small_EQN = (torch.exp(k[:, None] * system.log_abar_EN[:, None]) for k in (exponents_M, exponents_Q))
+    return _Powers(large_EMN, _in_real_numbers(small_EQN, system.is_complex))
 
 
 def _in_real_numbers(values_N: Complex[Tensor, "*dims N"], is_complex: bool) -> Float[Tensor, "*dims modes"]:
@@ -248,34 +263,35 @@ def _modes(state_BEN: Tensor, is_complex: bool) -> Complex[Tensor, "B E N"]:
 
 
 def _responses(
-    system: DiagonalSystem, start_BEN: Complex[Tensor, "B E N"], length: int
-) -> Float[Tensor, "B E {length}"]:
-    """gain Re(sum_n c_n abar_n^k start_n) for k = 0 .. length-1, float64."""
-    chunk = _power_chunk(length)
-    chunks = -(-length // chunk)
-    rows_BEMN = (system.c_EN * start_BEN)[:, :, None] * _powers(system, chunk, chunks)
+    system: DiagonalSystem, powers: _Powers, start_EBN: Complex[Tensor, "E B N"]
+) -> Float[Tensor, "E B M*Q"]:
+    """gain Re(sum_n c_n abar_n^k start_n) for k = 0, 1, ..., float64."""
+    rows_EBMN = (system.c_EN[:, None] * start_EBN)[:, :, None] * powers.large_EMN[:, None]
     # Re(w v) = Re(w) Re(v) - Im(w) Im(v): a real matrix product, with w conjugated
-    rows_BEMm = _in_real_numbers((2 if system.is_complex else 1) * rows_BEMN.conj().resolve_conj(), system.is_complex)
-    response_BEMQ = rows_BEMm @ _small_powers(system, chunk).transpose(1, 2)
-    return response_BEMQ.flatten(-2)[..., :length]
+    rows_EBMn = _in_real_numbers((2 if system.is_complex else 1) * rows_EBMN.conj().resolve_conj(), system.is_complex)
+    responses_ERQ = torch.bmm(rows_EBMn.flatten(1, 2), powers.small_EQn.transpose(1, 2))
+    return responses_ERQ.view(*start_EBN.shape[:2], -1)
 
 
-def _driven_state(reversed_BEL: Float[Tensor, "B E L"], system: DiagonalSystem) -> Complex[Tensor, "B E N"]:
-    """sum_k abar^k bbar u_{last-k}: what the input alone leaves in the state, complex128."""
-    L = reversed_BEL.shape[-1]
-    chunk = _power_chunk(L)
-    padded_BEL = torch.nn.functional.pad(reversed_BEL.double(), (0, -L % chunk))
-    sums_BEMm = padded_BEL.unflatten(-1, (-1, chunk)) @ _small_powers(system, chunk)
+def _driven_state(
+    u_EBL: Float[Tensor, "E B L"], system: DiagonalSystem, powers: _Powers
+) -> Complex[Tensor, "E B N"]:
+    """sum_k abar^k bbar u_{L-1-k}: what the input alone leaves in the state, complex128."""
+    E, B, L = u_EBL.shape
+    chunks, chunk = powers.large_EMN.shape[1], powers.small_EQn.shape[1]
+    padded_EBL = torch.nn.functional.pad(u_EBL.double(), (chunks * chunk - L, 0))
+    sums_EBMn = torch.bmm(padded_EBL.view(E, B * chunks, chunk), powers.small_EQn.flip(1)).view(E, B, chunks, -1)
     if system.is_complex:
-        sums_BEMN = torch.view_as_complex(sums_BEMm.unflatten(-1, (-1, 2)).contiguous())
+        sums_EBMN = torch.view_as_complex(sums_EBMn.unflatten(-1, (-1, 2)))
     else:
-        sums_BEMN = torch.complex(sums_BEMm, 0 * sums_BEMm)
-    return system.bbar_EN * (sums_BEMN * _powers(system, chunk, sums_BEMN.shape[2])).sum(dim=2)
+        sums_EBMN = torch.complex(sums_EBMn, 0 * sums_EBMn)
+    return system.bbar_EN[:, None] * (sums_EBMN * powers.large_EMN.flip(1)[:, None]).sum(dim=2)
 
 
-def _reversed(u_BEL: Tensor, lengths_B: Tensor | None) -> Tensor:
-    """Every row from its own last position backwards, zeros behind its first."""
+def _right_aligned(u_EBL: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Every row with its own last position at the end and zeros in front, which leave a state of zero alone."""
     if lengths_B is None:
-        return u_BEL.flip(-1)
-    at_BL = lengths_B[:, None] - 1 - torch.arange(u_BEL.shape[-1], device=u_BEL.device)
-    return u_BEL.gather(-1, at_BL.clamp(min=0)[:, None].expand_as(u_BEL)).masked_fill(at_BL[:, None] < 0, 0.0)
+        return u_EBL
+    L = u_EBL.shape[-1]
+    at_BL = torch.arange(L, device=u_EBL.device) - (L - lengths_B)[:, None]
+    return u_EBL.gather(-1, at_BL.clamp(min=0).expand_as(u_EBL)).masked_fill(at_BL < 0, 0.0)

@@ -354,3 +354,18 @@ def test_shapes_are_known_on_the_meta_device():
 def test_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         S4D(8, **arguments)
+
+
+@pytest.mark.gpu
+def test_a_million_positions_train_in_four_gib():
+    """Input, output and their gradients are 1 GiB; the (64, 32, 2^20) Vandermonde matrix alone would be 16 GiB."""
+    kernel = S4DKernel(64).cuda()
+    u_BLE = torch.randn(1, 2**20, 64, device="cuda", requires_grad=True)
+    torch.cuda.reset_peak_memory_stats()
+    y_BLE, state = kernel(u_BLE)
+    y_BLE.sum().backward()
+    assert torch.cuda.max_memory_allocated() < 4 * 2**30
+    with torch.no_grad():
+        cut = kernel(u_BLE[:, 2**19 :], kernel(u_BLE[:, : 2**19])[1])
+    assert_same(cut[0], y_BLE[:, 2**19 :].detach(), "second half from the carried state", tolerance=1e-5)
+    assert_same(cut[1].ssm, state.ssm.detach(), "state", tolerance=1e-5)
