@@ -30,6 +30,7 @@ REGISTRY = Registry(
     op=OP,
     entry="ssd",
     modules={
+        "triton": "seqkernels.ssd.gpu",
         "torch": "seqkernels.ssd.chunked",
         "reference": "seqkernels.ssd.reference",
     },
