@@ -45,6 +45,10 @@ kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -
 
 # models
 model_bench() { logged model_bench 150 python3 experiments/mamba_model/bench.py "$out/mamba_model.csv" "${COMMIT:-unknown}"; }
+layer_tests() {  # FLA: a folder with flash-linear-attention unpacked, for the tests of its layers
+  PYTHONPATH="${FLA:+$FLA:}$PYTHONPATH" logged layer_tests 300 \
+    python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/seqmodels/layers tests/seqmodels/inference
+}
 model_tests() { logged model_tests 200 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/seqmodels; }
 
 # comparisons; CHR20 is a FASTA with the 21 Mb of chromosome 20 that experiments/backbones/README.md names
