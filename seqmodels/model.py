@@ -25,7 +25,8 @@ class SequenceModel(nn.Module):
         head: hidden states to logits; a tied `NextTokenHead` takes the backbone's embedding table.
 
     Raises:
-        ValueError: a tied head's table has not the embedding's shape, or the head is for another number of strands.
+        ValueError: a tied head's table has not the embedding's shape, the head is for another number of strands, or
+            it predicts the next symbol and the backbone has already seen it.
     """
 
     def __init__(self, backbone: Backbone, head: Head):
@@ -35,6 +36,11 @@ class SequenceModel(nn.Module):
                 f"{type(backbone).__name__} gives {_STRANDS[backbone.strands]} and {type(head).__name__} reads "
                 f"{_STRANDS[head.strands]}: an RC-equivariant backbone needs an RC head (head=rc_classification), "
                 "and no other backbone does"
+            )
+        if head.objective == "next_token" and not backbone.is_causal:
+            raise ValueError(
+                f"{type(backbone).__name__} reads from both ends and so sees the symbol that {type(head).__name__} is "
+                "to predict: take a causal backbone, or a head for labels (head=classification) or hidden symbols"
             )
         self.backbone = backbone
         self._head_name = head.published_name

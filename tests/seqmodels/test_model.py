@@ -137,3 +137,46 @@ def test_model_spec_fills_what_each_head_takes():
 def test_forward_signature_is_the_contract():
     parameters = inspect.signature(SequenceModel.forward).parameters
     assert list(parameters) == ["self", "ids_BL", "state", "cu_seqlens", "lengths_B"]
+
+
+@pytest.fixture
+def bidirectional(compose):
+    """A bidirectional classifier with perturbed weights."""
+    torch.manual_seed(0)
+    spec = model_spec(
+        compose("backbone", "bidirectional", "backbone.d_model=16", "backbone.n_layers=2"),
+        compose("head", "classification"),
+        vocab_size=12,
+        num_classes=3,
+    )
+    model = build(spec).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def test_a_backbone_that_reads_from_both_ends_never_sees_padding(bidirectional):
+    ids_BL, lengths_B = torch.randint(0, 12, (4, 20)), torch.tensor([20, 3, 11, 1])
+    together_BO = bidirectional(ids_BL, lengths_B=lengths_B)[0]
+    for row, length in enumerate(lengths_B.tolist()):
+        alone_BO = bidirectional(ids_BL[row : row + 1, :length])[0]
+        testing.assert_same(together_BO[row : row + 1], alone_BO, f"row {row} of {length}")
+        ids_BL[row, length:] = 7  # whatever stands there
+    assert torch.equal(bidirectional(ids_BL, lengths_B=lengths_B)[0], together_BO)
+
+
+def test_gradients_pass_through_the_packing(bidirectional):
+    bidirectional.requires_grad_(True)
+    ids_BL, lengths_B = torch.randint(0, 12, (2, 9)), torch.tensor([9, 4])
+    bidirectional(ids_BL, lengths_B=lengths_B)[0].square().sum().backward()
+    packed = [parameter.grad.clone() for parameter in bidirectional.parameters()]
+    bidirectional.zero_grad()
+    for row, length in enumerate(lengths_B.tolist()):
+        bidirectional(ids_BL[row : row + 1, :length])[0].square().sum().backward()
+    for one, parameter in zip(packed, bidirectional.parameters(), strict=True):
+        testing.assert_same(one, parameter.grad, "gradient", tolerance=1e-4)
+
+
+def test_a_next_token_head_needs_a_causal_backbone(compose):
+    with pytest.raises(ValueError, match="and so sees the symbol that NextTokenHead is to predict"):
+        build(model_spec(compose("backbone", "bidirectional"), compose("head", "next_token"), vocab_size=12))
