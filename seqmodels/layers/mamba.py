@@ -206,7 +206,7 @@ class Mamba(SequenceLayer):
     ) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B 1 D"], MambaState] | None:
         """See `SequenceLayer.step_behind_norm`: on a GPU, for a few rows."""
         reference = "reference" in (self.implementation, norm.implementation)
-        if not x_B1D.is_cuda or reference or torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
+        if not _on_gpu(x_B1D) or reference or torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
             return None
         modules = self._modules
         in_proj, out_proj = modules["in_proj"], modules["out_proj"]
@@ -275,6 +275,10 @@ def _parameter(module: Any, name: str) -> Any:
     """`getattr` for parameters at a tenth of nn.Module's time: in decoding, all of them take as long as the kernel."""
     found = module._parameters.get(name)
     return getattr(module, name) if found is None else found  # parametrised ones, and the None of no bias
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _is_plain(module: Any, kind: type[nn.Module]) -> bool:

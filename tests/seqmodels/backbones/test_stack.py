@@ -11,7 +11,7 @@ import torch
 
 from seqmodels.backbones.stack import Stack
 from seqmodels.layers.mamba import Mamba
-from seqmodels.layers.state import detach_state
+from seqmodels.layers.state import detach_state, select_state
 
 
 def stack(**kwargs) -> Stack:
@@ -114,3 +114,30 @@ def test_layer_factories_may_differ_by_their_arguments():
 
 if __name__ == "__main__":
     compile_into_one_graph()
+
+
+def test_steps_behind_a_norm_are_taken_only_where_they_may_be(monkeypatch):
+    calls = []
+
+    def step(layer, norm, x_B1D, residual_B1D, state):
+        calls.append(residual_B1D is None)
+        total_B1D = x_B1D if residual_B1D is None else x_B1D + residual_B1D
+        y_B1D, state = layer(norm(total_B1D), state)
+        return y_B1D, total_B1D, state
+
+    plain, ids_BL = stack().eval(), torch.randint(0, 6, (2, 7))
+    with torch.no_grad():
+        _, state = plain(ids_BL)
+        expected, _ = plain(ids_BL[:, :1], state)
+    monkeypatch.setattr(Mamba, "step_behind_norm", step)
+    plain(ids_BL[:, :1], state)
+    with torch.no_grad():
+        plain(ids_BL, state)
+        plain(ids_BL[:, :1])
+        packed = torch.tensor([0, 1])
+        plain(ids_BL[:1, :1], select_state(state, [0]), cu_seqlens=packed)
+        stack(residual_in_fp32=False)(ids_BL[:, :1], state)
+        assert not calls, "gradients, several positions, no state, packing, another residual stream"
+        got, _ = plain(ids_BL[:, :1], state)
+    assert calls == [True, False, False, False]
+    torch.testing.assert_close(got, expected)

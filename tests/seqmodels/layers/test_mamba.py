@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import seqmodels.layers.mamba
 from seqmodels.layers.mamba import Mamba
+from seqmodels.layers.norm import RMSNorm
 
 
 def by_hand(layer: Mamba, x_LD: torch.Tensor) -> torch.Tensor:
@@ -107,6 +108,27 @@ def test_stepping_takes_the_fused_op(monkeypatch):
     with torch.no_grad():
         layer(x_BLD, state)
     assert len(calls) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_step_behind_a_norm_equals_norm_and_step(monkeypatch, with_residual):
+    """The op's definition stands in for its kernels, which need a GPU."""
+    monkeypatch.setattr(seqmodels.layers.mamba, "_on_gpu", lambda tensor: True)
+    torch.manual_seed(0)
+    layer, norm = Mamba(12, bias=True), RMSNorm(12, eps=1e-3)
+    norm.weight.uniform_(0.5, 1.5)
+    _, state = layer(torch.randn(2, 5, 12))
+    x_B1D, residual_B1D = torch.randn(2, 1, 12), torch.randn(2, 1, 12) if with_residual else None
+    assert layer.step_behind_norm(norm, x_B1D, residual_B1D, state) is None, "no kernels for a CPU"
+    monkeypatch.setattr(seqmodels.layers.mamba, "block_step_fits", lambda *tensors: True)
+    total_B1D = x_B1D if residual_B1D is None else x_B1D + residual_B1D
+    expected = (*layer(norm(total_B1D), state)[:1], total_B1D, layer(norm(total_B1D), state)[1])
+    made = layer.step_behind_norm(norm, x_B1D, residual_B1D, state)
+    assert made is not None
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-6)
+    layer.out_proj.register_forward_hook(lambda *_: None)
+    assert layer.step_behind_norm(norm, x_B1D, residual_B1D, state) is None, "hooks would not run"
 
 
 @torch.no_grad()

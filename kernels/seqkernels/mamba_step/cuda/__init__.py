@@ -53,7 +53,7 @@ def unavailable(xz_B2E: Tensor, a_EN: Tensor, **details: object) -> str | None:
     if weight_dtype != xz_B2E.dtype:
         return f"the projections' weights are {weight_dtype} and the input is {xz_B2E.dtype}; they have to agree"
     E, N = a_EN.shape
-    return _no_cut(xz_B2E.shape[0], E, N, details.get("rank", 1))
+    return _no_cut(xz_B2E.shape[0], E, N, details.get("rank", 1))  # type: ignore[arg-type]
 
 
 @constant
