@@ -402,6 +402,7 @@ def state_after(model: SequenceModel, context: int, setting: Setting) -> tuple[S
     if len(ids_S) < context:
         ids_S = ids_S.repeat(-(-context // len(ids_S)))[:context]
     pieces = ids_S[None].split(PREFILL_CHUNK, dim=1)
+    model.backbone(pieces[0])  # compiles
     setting.wait()
     begin = time.perf_counter()
     state, read = None, 0

@@ -56,7 +56,8 @@ class Recipe:
         lr: learning rate by model; "" for the others.
         models: which models, the most instructive first.
         stop_early: whether a run may end when it makes no errors any more (not where the test is longer).
-        most_positions: longest test for models with attention.
+        most_positions: longest test of models with attention, whose time grows with the square.
+        test_tokens: symbols of one test, about; a quarter of it for models with attention.
     """
 
     stages: list[list[Task]]
@@ -70,7 +71,7 @@ class Recipe:
     models: tuple[str, ...]
     last_share: float = 0.4
     stop_early: bool = True
-    most_positions: int = 2**17
+    most_positions: int = 2**16
     test_tokens: int = 2**21
     steps: int | None = None
 
@@ -292,10 +293,11 @@ def run_job(job: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         dtype="bf16 autocast" if device == "cuda" else "fp32", torch=torch.__version__,
         gpu=torch.cuda.get_device_name() if device == "cuda" else "none (CPU)",
     )  # fmt: skip
+    attends = bool({"*", "n"} & set(pattern))
     for size, task in recipe.tests.items():
-        if {"*", "n"} & set(pattern) and task.num_symbols > recipe.most_positions:
+        if attends and task.num_symbols > recipe.most_positions:
             continue
-        result = test(model, task, recipe.test_tokens, device)
+        result = test(model, task, recipe.test_tokens // (4 if attends else 1), device)
         yield shared | dict(
             test_size=size, sequences=result.sequences, accuracy=round(result.accuracy, 4),
             exact_match=round(result.exact_match, 4), note=trained.note,
