@@ -36,6 +36,9 @@ def draw(csv_path: Path, png_path: Path) -> None:
         axis.axhline(CHANCE[task], color=MUTED, linewidth=0.8, linestyle=":")
         axis.set(title=TITLES[task], xlabel=own[0]["size_name"], ylabel="share of answer symbols right", ylim=(0, 1.03))
         axis.set_xscale("log", base=2)
+        sizes = sorted({int(row["test_size"]) for row in own})
+        if len(sizes) <= 6:
+            axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes[0].legend(fontsize=8)
     save(figure, png_path)
 
