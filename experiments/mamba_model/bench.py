@@ -4,8 +4,9 @@
 
 Needs a GPU; without names it runs all parts.
 
-Parameters fp32 under bf16 autocast in training; decode runs as `seqmodels.inference` runs it, one CUDA graph a step.
-Times are CUDA-event times (20th, 50th, 80th percentile). Peer times: mamba_ssm 2.3.2 on the same kind of GPU.
+Parameters fp32 under bf16 autocast in training, backward in the calling thread as `seqmodels train` runs it; decode
+runs as `seqmodels.inference` runs it, one CUDA graph a step. Times are CUDA-event times (20th, 50th, 80th percentile).
+Peer times: mamba_ssm 2.3.2 on the same kind of GPU.
 """
 
 from __future__ import annotations
@@ -198,6 +199,11 @@ def generate_rows() -> Iterator[dict[str, Any]]:
         yield shape | dict(peer_ms=peer_ms, times=tuple(times), peak_gib=peak_gib(run))
 
 
+def one_thread(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    with torch.autograd.set_multithreading_enabled(False):
+        yield from rows
+
+
 def main() -> None:
     import triton
 
@@ -211,7 +217,7 @@ def main() -> None:
         if new:
             writer.writeheader()
         for part in chosen:
-            for row in parts[part]():
+            for row in one_thread(parts[part]()):
                 low, middle, high = row.pop("times")
                 row |= dict(
                     dtype="bf16", ms_p20=round(low, 4), ms_p50=round(middle, 4), ms_p80=round(high, 4),
