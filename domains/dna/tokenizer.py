@@ -141,6 +141,7 @@ class DnaTokenizer:
     mask_id = MASK
     unit = "base"
     file_suffix = ".fa"
+    complement_ids = tuple(complement_ids())
     drawn_ids = BASE_IDS  # generation draws A, C, G, T: neither N nor special tokens
 
     def __init__(self, *, iupac: str = "n"):

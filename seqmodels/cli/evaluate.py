@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqmodels.cli.bars import bar
 from seqmodels.cli.compose import absolute_paths, compose, set_keys, split_words
 from seqmodels.cli.console import show_log
+
+if TYPE_CHECKING:
+    from seqmodels.inference import LoadedModel
+    from seqmodels.model import SequenceModel
 
 
 def run(words: Sequence[str]) -> int:
@@ -65,14 +69,16 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     batches = evaluation_batches(
         split, collate_for(objective, loaded.tokenizer), settings, max_batches=config["max_batches"]
     )
+    model = _conjoined(loaded) if config["conjoin"] else loaded.model
     with bar("evaluating", len(split), "sequence") as move:
-        result = evaluate(loaded.model, batches, precision=config["precision"], on_batch=move)
+        result = evaluate(model, batches, precision=config["precision"], on_batch=move)
     report: dict[str, Any] = {
         "run": str(_run_folder(config["run"])),
         "checkpoint": loaded.folder.name,
         "step": loaded.meta["step"],
         "split": config["split"],
         "dataset": dataset_spec,
+        "conjoined": config["conjoin"],
         "sequences": result.sequences,
         "skipped": len(batches.skipped),
         "metrics": result.metrics(loaded.tokenizer.unit if objective == "next_token" else "sequence"),
@@ -80,6 +86,17 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     if result.confusion_OO is not None:
         report |= {"class_names": list(loaded.class_names), "confusion": result.confusion_OO.tolist()}
     return report
+
+
+def _conjoined(loaded: LoadedModel) -> SequenceModel:
+    """The mean over both strands, if the tokenizer knows what pairs with what."""
+    from seqmodels.inference.conjoin import Conjoined
+
+    pairs = getattr(loaded.tokenizer, "complement_ids", None)
+    if pairs is None:
+        kind = type(loaded.tokenizer).__name__
+        raise ValueError(f"conjoin=true: {kind} knows no complement; only DNA has two strands")
+    return Conjoined(loaded.model, pairs)
 
 
 def _run_folder(run: str) -> Path:

@@ -97,7 +97,7 @@ class Tokenizer(Protocol):
         file_suffix: the suffix of files that `write` makes (".fa", ".wav").
 
     A tokenizer with ids that make no sense in a generated sequence (padding, masks) also has `drawn_ids`, the ids that
-    generation may draw.
+    generation may draw. One of symbols that pair across a double helix has `complement_ids`, the partner of each id.
     """
 
     vocab_size: int

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from seqmodels.backbones.stack import round_up
+from seqmodels.instantiate import build
 from seqmodels.interop.blocks import STACK, block_specs, require_one, stack_spec, with_defaults
 from seqmodels.interop.layout import Layout
 from seqmodels.interop.report import ConversionError
@@ -190,6 +191,7 @@ def _complement_ids(complement_map: Mapping[str, int], rows: int) -> list[int]:
     return _padded(pairs, rows)
 
 
-def _padded(pairs: Any, rows: int) -> list[int]:
-    """Ids beyond the end of the list pair with themselves."""
+def _padded(complement_ids: Any, rows: int) -> list[int]:
+    """The partner of every row's id, from a list or from the spec of one; ids beyond its end pair with themselves."""
+    pairs = build(complement_ids) if isinstance(complement_ids, Mapping) else complement_ids
     return [*pairs, *range(len(pairs), rows)]

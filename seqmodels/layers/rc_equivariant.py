@@ -147,11 +147,17 @@ def reverse_complement_ids(
     assert cu_seqlens is None or lengths_B is None, "a packed row has no padding"
     if lengths_B is None:
         return complement_V[reverse_positions(ids_BL, cu_seqlens)]
-    position_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-    is_real_BL = position_L < lengths_B[:, None]
-    source_BL = torch.where(is_real_BL, lengths_B[:, None] - 1 - position_L, position_L)
-    reversed_BL = ids_BL.gather(1, source_BL)
+    is_real_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device) < lengths_B[:, None]
+    reversed_BL = reverse_rows(ids_BL, lengths_B)
     return torch.where(is_real_BL, complement_V[reversed_BL], reversed_BL)
+
+
+def reverse_rows(x_BL: Tensor, lengths_B: Int[Tensor, " B"]) -> Tensor:
+    """Dimension 1 of each row back to front up to its length; padding on the right stays where it is."""
+    position_L = torch.arange(x_BL.shape[1], device=x_BL.device)
+    from_end_BL = lengths_B[:, None] - 1 - position_L
+    source_BL = torch.where(from_end_BL >= 0, from_end_BL, position_L)
+    return x_BL.gather(1, source_BL.reshape(*source_BL.shape, *[1] * (x_BL.dim() - 2)).expand_as(x_BL))
 
 
 def reverse_positions(x_BL: Tensor, cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from seqmodels.cli import main
 from seqmodels.inference import load
-from seqmodels.interop.caduceus import Caduceus
+from seqmodels.interop.caduceus import HEADS, Caduceus
 from seqmodels.interop.convert import convert
 from seqmodels.interop.mapping import Expected
 from seqmodels.interop.report import ConversionError
@@ -295,3 +295,31 @@ def test_directions_that_should_share_weights_and_do_not(write_published, random
     weights["caduceus.backbone.layers.1.mixer.submodule.mamba_rev.in_proj.weight"] += 1
     with pytest.raises(ConversionError, match=r"copy: .*layers\.1.*rev\.in_proj\.weight differs from .*mamba_fwd"):
         convert(write_published("source", TINY, weights), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["ps", "ph"])
+def test_a_model_of_ours_from_yaml_is_exported(write_run, compose, tmp_path, kind):
+    from domains.dna.tokenizer import complement_ids
+
+    backbone = compose("backbone", f"caduceus_{kind}_470k", "backbone.d_model=16", "backbone.n_layers=2")
+    table = {"complement_ids": complement_ids()} if kind == "ps" else {}
+    run = write_run("run", backbone=backbone, head={"_target_": HEADS[kind == "ps"], **table})
+    convert(run, tmp_path / "published", to="hf")
+    convert(tmp_path / "published", tmp_path / "again")
+    ours, again = load(run, "cpu").model, load(tmp_path / "again", "cpu").model
+    ids_BL = torch.randint(7, 12, (2, 15))
+    with torch.no_grad():
+        assert torch.equal(again(ids_BL)[0], ours(ids_BL)[0])
+    with pytest.raises(ConversionError, match="RCPSStack has no counterpart|Bidirectional: state-spaces"):
+        convert(run, tmp_path / "other", to="state-spaces")
+
+
+def test_other_bidirectional_layers_have_no_place_there(write_run, compose, tmp_path):
+    backbone = compose("backbone", "bidirectional", "backbone.d_model=16", "backbone.layer.halve=true")
+    run = write_run("run", backbone=backbone, head={"_target_": HEADS[False]})
+    with pytest.raises(ConversionError, match=r"has Mamba in both directions.*halve=True"):
+        convert(run, tmp_path / "out", to="hf")
+    head = {"_target_": "seqmodels.heads.classification.ClassificationHead"}
+    run = write_run("labels", backbone={**backbone, "n_layers": 1}, head=head, num_classes=2)
+    with pytest.raises(ConversionError, match=r"ClassificationHead: Caduceus' layout has MaskedTokenHead"):
+        convert(run, tmp_path / "out", to="hf")
