@@ -2,7 +2,8 @@
 
     python experiments/selective_scan/bars.py FILE.csv [COMMIT]        needs a GPU; autograd and allocations included
 
-Times are CUDA-event times (20th, 50th, 80th percentile), bf16, N = 16, with z, D, bias and softplus.
+Times are CUDA-event times (20th, 50th, 80th percentile), bf16, N = 16, with z, D, bias and softplus; backward in the
+calling thread, as in `seqmodels train`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
     path = Path(sys.argv[1])
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
+    with path.open("a", newline="") as file, torch.autograd.set_multithreading_enabled(False):
         writer = csv.DictWriter(file, COLUMNS)
         if new:
             writer.writeheader()

@@ -27,6 +27,9 @@ class GraphedLoss:
 
     def __init__(self, model: SequenceModel) -> None:
         self._model = model
+        # Gradients are accumulated on the stream of the capture, which autograd waits for; newer PyTorch warns of it.
+        if silence := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None):
+            silence(False)
         self._captured: dict[tuple[tuple[str, torch.Size], ...], _Step] = {}
 
     def __call__(self, batch: Batch) -> LossSums:
