@@ -18,6 +18,8 @@ COMMANDS = {
     "generate": ("generate", "write new sequences with a trained model, as FASTA or sound"),
     "score": ("score", "score variants: how likely the model finds each alternative allele"),
     "convert": ("convert", "published weights (state-spaces, Hugging Face, Caduceus) to a run folder, and back"),
+    "describe": ("describe", "parameters, operations, state and memory of a model: will a length fit?"),
+    "prepare": ("prepare", "download public data, with checksums and resume"),
     "bench": ("bench", "time the ops on this machine"),
     "doctor": ("doctor", "devices, versions, and which implementation each op takes and why"),
 }

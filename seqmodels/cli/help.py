@@ -26,6 +26,11 @@ EXAMPLES = {
         "seqmodels convert source=caduceus-ps/ target=runs/caduceus domain=dna_windows domain.dataset.fasta=my.fa",
         "seqmodels convert source=runs/<name> target=my-model-hf to=hf dtype=bfloat16",
     ),
+    "describe": (
+        "seqmodels describe backbone=dna_7m length=1048576 backbone.layer.recompute=all",
+        "seqmodels describe backbone=unet_sc09_6m vocab_size=256 length=16000 batch=16 gpu_gib=80 --json",
+    ),
+    "prepare": ("seqmodels prepare", "seqmodels prepare dataset=hg38", "seqmodels prepare url=https://… folder=data"),
     "bench": ("seqmodels bench op=selective_scan mode=fwd+bwd", "seqmodels bench output=ops.csv"),
 }
 WITHOUT_CONFIG = {"doctor"}
