@@ -184,7 +184,8 @@ def training_step(
     with setting.autocast():
         logits, _ = model(batch.input_ids_BL)
         loss = model.head.loss(logits, batch).mean_loss()
-    loss.backward()
+    with torch.autograd.set_multithreading_enabled(False):  # as `seqmodels train` does
+        loss.backward()
     if clip:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
