@@ -184,6 +184,17 @@ def test_a_failing_part_and_a_missing_layer_become_rows(bench, zoo, setting, mon
     assert (row["what"], row["status"]) == ("build", "missing")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_on_a_gpu(bench, zoo, name):
+    """Tiny sizes; what matters is that kernels run, memory is counted and a step fits into a CUDA graph."""
+    options = bench.arguments(["--smoke"])
+    rows = list(bench.run_job(name, bench.Setting(bench.Bases.load(options.fasta, None, "cuda"), "cuda", options)))
+    assert [row["status"] for row in rows] == ["ok"] * len(rows), rows
+    assert all(row["peak_gib"] >= 0 for row in rows if row["what"] == "train")
+    assert all(row["cuda_graph"] == "yes" for row in rows if row["what"] == "decode")
+
+
 @pytest.mark.slow
 def test_the_command_writes_rows_and_the_report(tmp_path):
     file = tmp_path / "rows.csv"
