@@ -1,5 +1,7 @@
 """The layout of Caduceus (arXiv:2403.03234) and PlantCaduceus: bidirectional masked-language models of DNA.
 
+PlantCAD2 has Mamba-2 in place of Mamba, which its configuration does not say and its tensors do.
+
 Ph (`rcps: false`) is a stack of bidirectional Mamba; PS (`rcps: true`) the same with both strands through shared
 weights. Tensors have the prefix `caduceus.`; under PS the shared modules are called `submodule`. The two readings of
 the norm under PS (`fused_add_norm`, see seqmodels/backbones/rc_equivariant.py) differ in names and in function.
@@ -7,7 +9,7 @@ the norm under PS (`fused_add_norm`, see seqmodels/backbones/rc_equivariant.py) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +20,7 @@ from seqmodels.instantiate import build
 from seqmodels.interop.blocks import STACK, block_specs, require_one, stack_spec, with_defaults
 from seqmodels.interop.layout import Layout
 from seqmodels.interop.report import ConversionError
-from seqmodels.interop.state_spaces import MAMBA
+from seqmodels.interop.state_spaces import MAMBA, MAMBA2
 
 RCPS_STACK = "seqmodels.backbones.rc_equivariant.RCPSStack"
 BIDIRECTIONAL = "seqmodels.layers.bidirectional.Bidirectional"
@@ -57,15 +59,17 @@ class Caduceus(Layout):
     def reads(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") in self.model_types
 
-    def spec(self, config: Mapping[str, Any], symbols: Mapping[int, str]) -> dict[str, Any]:
+    def spec(
+        self, config: Mapping[str, Any], symbols: Mapping[int, str], names: Collection[str] = ()
+    ) -> dict[str, Any]:
         full = {**DEFAULTS, **{name: value for name, value in config.items() if value is not None}}
         _check(full)
         rows, vocab_size = _vocabulary(full, symbols)
-        mamba = MAMBA.ours(full["ssm_cfg"], "ssm_cfg")
+        mixer = MAMBA2 if any(name.endswith(".mamba_fwd.dt_bias") for name in names) else MAMBA
         layer = {
             "_target_": BIDIRECTIONAL,
             "_partial_": True,
-            "layer": mamba,
+            "layer": mixer.ours(full["ssm_cfg"], "ssm_cfg"),
             "strategy": full["bidirectional_strategy"],
             "tied": TIED if full["bidirectional_weight_tie"] else [],
         }
@@ -96,7 +100,8 @@ class Caduceus(Layout):
                 f"{head['_target_']}: Caduceus' layout has {HEADS[is_rcps].rpartition('.')[2]}, tied to the embedding"
             )
         layer = with_defaults(require_one(block_specs({**backbone, "_target_": STACK}), "all layers"))
-        if layer["halve"] or layer["layer"]["_target_"] != MAMBA.target or list(layer["tied"]) not in (TIED, []):
+        mixer = next((known for known in (MAMBA, MAMBA2) if known.target == layer["layer"]["_target_"]), None)
+        if mixer is None or layer["halve"] or list(layer["tied"]) not in (TIED, []):
             raise ConversionError(
                 f"Caduceus' layout has Mamba in both directions, with {' and '.join(TIED)} tied or nothing, and no "
                 f"halving; this model has {layer['layer']['_target_']}, tied={layer['tied']}, halve={layer['halve']}"
@@ -117,7 +122,7 @@ class Caduceus(Layout):
             "d_model": backbone["d_model"],
             "n_layer": backbone["n_layers"],
             "vocab_size": rows,
-            "ssm_cfg": MAMBA.theirs(layer["layer"], "Caduceus' layout"),
+            "ssm_cfg": mixer.theirs(layer["layer"], "Caduceus' layout"),
             "rms_norm": True,
             "residual_in_fp32": backbone.get("residual_in_fp32", True),
             "fused_add_norm": backbone.get("swap_strands", True),

@@ -35,7 +35,7 @@ from seqmodels.interop.tokens import LARGEST_TABLE, IdTokenizer, letters_of, sym
 from seqmodels.training.checkpoint import find_checkpoint, point, read_meta, read_weights, step_folder, write_checkpoint
 from seqmodels.training.run_folder import RunFolder
 
-LAYOUTS: tuple[Layout, ...] = (HuggingFace(), Caduceus(), StateSpaces())
+LAYOUTS: tuple[Layout, ...] = (StateSpaces(), HuggingFace(), Caduceus())
 TARGETS = ("seqmodels", "hf", "state-spaces")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONVERSION = "conversion.json"  # the report, beside what was written
@@ -135,7 +135,7 @@ def _import(
 ) -> Report:
     layout = layout_of(published.config)
     symbols = symbols_of(published.folder) or layout.symbols(published.config)
-    spec = layout.spec(published.config, symbols)
+    spec = layout.spec(published.config, symbols, published.weights)
     taken = take(layout, spec, published.weights)
     tokens = _tokens(spec, symbols, published.config, dataset, known_tokenizers)
     notes = (tokens.note, "" if dataset else _NO_DATA)

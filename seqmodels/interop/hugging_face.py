@@ -7,7 +7,7 @@ words. One kind of layer in every block, no MLPs, no attention.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from seqmodels.backbones.stack import round_up
@@ -109,7 +109,9 @@ class HuggingFace(Layout):
     def reads(self, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") in LAYERS
 
-    def spec(self, config: Mapping[str, Any], symbols: Mapping[int, str]) -> dict[str, Any]:
+    def spec(
+        self, config: Mapping[str, Any], symbols: Mapping[int, str], names: Collection[str] = ()
+    ) -> dict[str, Any]:
         kind = config["model_type"]
         given = {name: _number(value) for name, value in config.items() if value is not None}
         full = {**DEFAULTS[kind], **given}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -32,12 +32,15 @@ class Layout(ABC):
         """Whether a config.json is of this layout."""
 
     @abstractmethod
-    def spec(self, config: Mapping[str, Any], symbols: Mapping[int, str]) -> dict[str, Any]:
+    def spec(
+        self, config: Mapping[str, Any], symbols: Mapping[int, str], names: Collection[str] = ()
+    ) -> dict[str, Any]:
         """The spec of the `SequenceModel` that a config.json describes.
 
         Args:
             config: a config.json.
             symbols: id -> what it stands for, where that is known; empty otherwise.
+            names: of the tensors, for what a layout's configuration leaves unsaid.
 
         Raises:
             ConversionError: something in it cannot be said here, so that the function would be another.

@@ -7,7 +7,7 @@ their own here. Keys that config.json leaves out take the defaults of the author
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +35,11 @@ DEFAULTS: Mapping[str, Any] = {
     "pad_vocab_size_multiple": 8,
     "tie_embeddings": True,
 }
+# What saving with transformers adds to it.
+_GENERIC = frozenset(
+    {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "auto_map"}
+    | {f"{kind}_token_id" for kind in ("bos", "eos", "pad")}
+)
 _STARTING = {"dt_min": "dt_min", "dt_max": "dt_max", "dt_init_floor": "dt_init_floor"}
 MAMBA = LayerOptions(
     target="seqmodels.layers.mamba.Mamba",
@@ -87,16 +92,19 @@ class StateSpaces(Layout):
     as_pickle: ClassVar[bool] = True
 
     def reads(self, config: Mapping[str, Any]) -> bool:
-        return "model_type" not in config and {"d_model", "n_layer"} <= config.keys()
+        is_own = {"d_model", "n_layer"} <= config.keys() and "hidden_size" not in config
+        return is_own and config.get("model_type", "mamba") in ("mamba", "mamba2")
 
-    def spec(self, config: Mapping[str, Any], symbols: Mapping[int, str]) -> dict[str, Any]:
-        unknown = sorted(config.keys() - DEFAULTS.keys())
+    def spec(
+        self, config: Mapping[str, Any], symbols: Mapping[int, str], names: Collection[str] = ()
+    ) -> dict[str, Any]:
+        unknown = sorted(config.keys() - DEFAULTS.keys() - _GENERIC)
         if unknown:
             raise ConversionError(
                 f"config.json has {', '.join(unknown)}, which state-spaces' MambaConfig has not; it has "
                 f"{', '.join(DEFAULTS)}"
             )
-        full = {**DEFAULTS, **{name: value for name, value in config.items() if value is not None}}
+        full = {**DEFAULTS, **{name: config[name] for name in DEFAULTS if config.get(name) is not None}}
         if not full["rms_norm"]:
             raise ConversionError("rms_norm=false: this model was trained with LayerNorm; the norms here are RMSNorm")
         letters, layers = self._blocks(full)

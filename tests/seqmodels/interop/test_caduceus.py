@@ -297,6 +297,39 @@ def test_directions_that_should_share_weights_and_do_not(write_published, random
         convert(write_published("source", TINY, weights), tmp_path / "run")
 
 
+def test_mamba2_in_both_directions_is_told_by_its_tensors(write_published, random_tensors, tmp_path):
+    """PlantCAD2: the configuration of Caduceus, and Mamba-2's tensors."""
+    ssm = {"bias": False, "conv_bias": True, "d_conv": 4, "d_state": 16, "dt_init_floor": 1e-4, "dt_max": 0.1}
+    config = {**PLANT, "d_model": 64, "d_intermediate": 0, "pad_token_id": -100, "ssm_cfg": {**ssm, "expand": 2}}
+    d, channels, heads = 64, 128 + 2 * 16, 2
+    direction = {
+        "in_proj.weight": (128 + channels + heads, d),
+        "conv1d.weight": (channels, 1, 4),
+        "conv1d.bias": (channels,),
+        "dt_bias": (heads,),
+        "A_log": (heads,),
+        "D": (heads,),
+        "norm.weight": (128,),
+        "out_proj.weight": (d, 128),
+    }
+    wanted = {name: shape for name, shape in shapes(config).items() if ".mixer." not in name}
+    for i in range(config["n_layer"]):
+        for way in ("fwd", "rev"):
+            stem = f"caduceus.backbone.layers.{i}.mixer.submodule.mamba_{way}"
+            wanted |= {f"{stem}.{name}": shape for name, shape in direction.items()}
+    weights = random_tensors({name: s for name, s in wanted.items() if not name.startswith("lm_head")})
+    weights = {name: tensor for name, tensor in weights.items() if not ("mamba_rev" in name and "_proj" in name)}
+    convert(write_published("source", config, weights), tmp_path / "run")
+    model = load(tmp_path / "run", "cpu").model
+    layer = model.backbone.layers[0].mixer
+    assert type(layer.mamba_rev).__name__ == "Mamba2"
+    assert layer.mamba_rev.in_proj is layer.mamba_fwd.in_proj
+    convert(tmp_path / "run", tmp_path / "again", to="hf")
+    convert(tmp_path / "again", tmp_path / "back")
+    for name, tensor in load(tmp_path / "back", "cpu").model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("kind", ["ps", "ph"])
 def test_a_model_of_ours_from_yaml_is_exported(write_run, compose, tmp_path, kind):
     from domains.dna.tokenizer import complement_ids
@@ -310,7 +343,7 @@ def test_a_model_of_ours_from_yaml_is_exported(write_run, compose, tmp_path, kin
     ids_BL = torch.randint(7, 12, (2, 15))
     with torch.no_grad():
         assert torch.equal(again(ids_BL)[0], ours(ids_BL)[0])
-    with pytest.raises(ConversionError, match="RCPSStack has no counterpart|Bidirectional: state-spaces"):
+    with pytest.raises(ConversionError, match=r"RCPSStack has no counterpart|has a next-token head and no other"):
         convert(run, tmp_path / "other", to="state-spaces")
 
 

@@ -279,3 +279,10 @@ def test_a_classifier_has_no_place_there(write_run, tmp_path):
     for to in ("hf", "state-spaces"):
         with pytest.raises(ConversionError, match=r"ClassificationHead: .* next-token head"):
             convert(run, tmp_path / "out", to=to)
+
+
+def test_a_configuration_that_transformers_saved_again(write_published, random_tensors, tmp_path):
+    config, weights = published("mamba2", random_tensors)
+    added = {"model_type": "mamba", "use_cache": True, "transformers_version": "4.50.0", "torch_dtype": "float32"}
+    report = convert(write_published("source", {**config, **added}, weights), tmp_path / "run")
+    assert "state-spaces layout, 3 x 32 Mamba2" in report.source
