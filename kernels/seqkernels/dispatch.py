@@ -56,27 +56,45 @@ def watched() -> bool:
 
 
 GPU_IMPLEMENTATIONS = ("cuda", "triton", "cute")
-_planned_memory: int | None = None
+
+
+@dataclass
+class Planned:
+    """The GPU that is planned for.
+
+    Attributes:
+        memory_bytes: its memory.
+        asked: whether anybody's plan depended on that.
+    """
+
+    memory_bytes: int
+    asked: bool = False
+
+
+_planned: Planned | None = None
 
 
 @contextmanager
-def planned_for_gpu(memory_bytes: int) -> Iterator[None]:
+def planned_for_gpu(memory_bytes: int) -> Iterator[Planned]:
     """Inside, "auto" takes what an NVIDIA GPU of so much memory would run, whatever device the tensors are on.
 
     For adding up memory and work on fake tensors (`torch._subclasses.FakeTensorMode`), on a machine without that GPU:
     the ops' fake implementations say what they return and keep; nothing can be computed.
     """
-    global _planned_memory
-    before, _planned_memory = _planned_memory, memory_bytes
+    global _planned
+    before, _planned = _planned, Planned(memory_bytes)
     try:
-        yield
+        yield _planned
     finally:
-        _planned_memory = before
+        _planned = before
 
 
 def planned_memory() -> int | None:
     """Memory in bytes of the GPU that is planned for, None outside `planned_for_gpu`."""
-    return _planned_memory
+    if _planned is None:
+        return None
+    _planned.asked = True
+    return _planned.memory_bytes
 
 
 # Module path to the imported implementation, or to the reason in words why it cannot be imported.
@@ -169,7 +187,7 @@ class Registry:
         passed_over = ""
         for name in self.modules:  # before `_imported` is first read: a compiler remembers what it read
             _import(self.modules[name])
-        if _planned_memory is not None:
+        if _planned is not None:
             for name in self.modules:
                 if name in GPU_IMPLEMENTATIONS and isinstance(_imported[self.modules[name]], ModuleType):
                     return getattr(_imported[self.modules[name]], self.entry)

@@ -84,14 +84,18 @@ def test_importing_the_package_brings_torch_and_no_kernel_compiler() -> None:
 
 
 def test_planning_for_a_gpu_takes_its_implementations_on_any_machine():
-    from seqkernels.dispatch import planned_for_gpu
+    from seqkernels.dispatch import planned_for_gpu, planned_memory
     from seqkernels.selective_scan.op import REGISTRY as SCAN
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         x_BLE, a_EN = torch.zeros(1, 32, 64), torch.zeros(64, 16)
-        with planned_for_gpu(2**30):
+        with planned_for_gpu(2**30) as gpu:
             planned = SCAN.choose("auto", x_BLE, a_EN, packed=False, groups=1)
+            assert not gpu.asked
+            assert planned_memory() == 2**30
+            assert gpu.asked
+        assert planned_memory() is None
         usual = SCAN.choose("auto", x_BLE, a_EN, packed=False, groups=1)
     assert planned.__module__ == "seqkernels.selective_scan.cuda"
     assert usual.__module__ == "seqkernels.selective_scan.cpu"
