@@ -266,6 +266,16 @@ def test_states_that_do_not_fit_are_refused():
         layer(x_BLD, cu_seqlens=torch.tensor([0, 4]))
 
 
+def test_compiles_into_one_graph():
+    layer, x_BLD = make("window grouped"), torch.randn(2, 20, 16)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        y_BLD, state = compiled(x_BLD)
+        expected_BLD, expected = layer(x_BLD)
+        testing.assert_same(y_BLD, expected_BLD, "compiled")
+        testing.assert_same(compiled(x_BLD[:, :3], state)[0], layer(x_BLD[:, :3], expected)[0], "from a state")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("arguments", [{}, {"window": 1024}], ids=["all", "window"])

@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from seqmodels.layers.kv_cache import KVCache, PaddedKVCache
 from seqmodels.layers.mamba import MambaState
-from seqmodels.layers.state import concat_states, detach_state, map_state, select_state, state_bytes, state_tensors
+from seqmodels.layers.state import (
+    concat_states,
+    detach_state,
+    map_state,
+    recurrent_tensors,
+    reserve_state,
+    select_state,
+    state_bytes,
+    state_tensors,
+)
 
 STATE = (MambaState(torch.arange(12.0).view(2, 3, 2), torch.arange(4.0).view(2, 2, 1)), (), None)
 
@@ -33,3 +43,25 @@ def test_bytes_and_detach():
     assert state_bytes(STATE) == 4 * (12 + 4)
     leaf = torch.ones(1, 2, requires_grad=True)
     assert not detach_state((leaf * 2,))[0].requires_grad
+
+
+def test_states_that_know_better_are_asked_wherever_they_are_nested():
+    """A hybrid's state: a recurrence beside a cache whose rows differ in length."""
+
+    def hybrid(length: int):
+        cache = KVCache(torch.randn(1, length, 2, 4), torch.randn(1, length, 2, 4))
+        return (MambaState(torch.randn(1, 3, 2), torch.randn(1, 2, 1)), ((), cache))
+
+    long, short = hybrid(5), hybrid(2)
+    joined = concat_states([long, short])
+    assert isinstance(joined[1][1], PaddedKVCache)
+    assert joined[1][1].length_B.tolist() == [5, 2]
+    for row, alone in enumerate((long, short)):
+        for mine, other in zip(state_tensors(select_state(joined, [row])), state_tensors(alone), strict=True):
+            assert torch.equal(mine, other)
+    room = reserve_state(joined, 3)
+    assert torch.equal(room[0].ssm, joined[0].ssm)
+    assert room[1][1].k_BTGP.shape == (2, 8, 2, 4)
+    assert torch.equal(room[1][1].k_BTGP[0, :5], long[1][1].k_BTGP[0])
+    assert len(list(recurrent_tensors(joined))) == 2
+    assert len(list(state_tensors(joined))) == 5
