@@ -14,7 +14,11 @@ from seqkernels.dispatch import Registry
 
 OP = "gated_rms_norm"
 
-REGISTRY = Registry(op=OP, entry="norm", modules={"reference": "seqkernels.gated_rms_norm.reference"})
+REGISTRY = Registry(
+    op=OP,
+    entry="norm",
+    modules={"triton": "seqkernels.gated_rms_norm.gpu", "reference": "seqkernels.gated_rms_norm.reference"},
+)
 
 
 def gated_rms_norm(

@@ -53,12 +53,14 @@ class Plan(NamedTuple):
 
     Attributes:
         q: positions of a chunk.
+        block_q: of these, how many at once are paired with all the others where registers are short.
         block_p, block_n: tiles of a head and of the state.
         warps: of kernels whose tiles are (q, q).
         state_warps: of the kernel whose tile is (block_p, block_n).
     """
 
     q: int
+    block_q: int
     block_p: int
     block_n: int
     warps: int
@@ -66,17 +68,16 @@ class Plan(NamedTuple):
 
 
 def plan(L: int, P: int, N: int, dtype: torch.dtype) -> Plan:
-    """Sizes for one H200-like multiprocessor (228 KB shared memory, 65536 registers).
+    """Sizes for an H200's multiprocessor (228 KB shared memory, 65536 registers), from shapes and dtype alone.
 
     A chunk of 128 balances products inside chunks (which grow with Q) and traffic of states (which shrinks with it).
-    fp32 has no tensor cores here: smaller tiles, whose products fit the registers.
+    Products of fp32 do not run on tensor cores: both factors stand in registers, so the tiles are smaller.
     """
-    block_p, block_n = min(64, _power_of_2(P)), min(128, _power_of_2(N))
     if dtype == torch.float32:
         q = 64 if L > 32 else 32
-        return Plan(q, min(block_p, 32), min(block_n, 32), 8, 4)
+        return Plan(q, 32, 16, min(32, _power_of_2(N)), q // 8, 4)
     q = 128 if L > 64 else 64
-    return Plan(q, block_p, block_n, q // 16, 4)
+    return Plan(q, 64, min(64, _power_of_2(P)), min(128, _power_of_2(N)), q // 16, 4)
 
 
 def _power_of_2(size: int) -> int:
@@ -258,7 +259,7 @@ def _backward(
     slices = G * per_group
     block, pass_warps = _pass_block(chunks.sequences, H, P * N)
     pass_blocks = -(-(P * N) // block)
-    dx, ddt, db, dc, dinitial, _ = gradients = _empty_gradients(x, dt, a, b, c, cu_seqlens)
+    dx, ddt, db, dc, dinitial, _ = _empty_gradients(x, dt, a, b, c, cu_seqlens)
 
     def scratch(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -288,7 +289,7 @@ def _backward(
             x, dy, b, c, a if d is None else d.contiguous(), dnext, steps, high, low, chunks.table,
             dx, direct, pair_reads, pair_writes, writes, dskip,
             *x.stride()[:3], *dy.stride()[:3], *b.stride()[:3], *c.stride()[:3], *where, slices,
-            HAS_D=d is not None, N_BLOCKS=n_blocks, HEADS=heads, BLOCK_Q=min(cut.q, 64),
+            HAS_D=d is not None, N_BLOCKS=n_blocks, HEADS=heads, BLOCK_Q=cut.block_q,
             num_warps=cut.warps, num_stages=2, **products,
         )  # fmt: skip
         for of_b, out in ((False, dc), (True, db)):
@@ -311,7 +312,7 @@ def _backward(
             P_BLOCKS=p_blocks, N_BLOCKS=n_blocks, PASS_BLOCKS=pass_blocks,
             PASS_TILE=1 << (pass_blocks - 1).bit_length(), BLOCK_H=8, num_warps=4, **tiles, **precise,
         )  # fmt: skip
-    return (*gradients[:5], sums.sum(1))  # torch sums a dimension in a fixed order
+    return dx, ddt, db, dc, dinitial, sums.sum(1)  # torch sums a dimension in a fixed order
 
 
 def _backward_fake(dy, dfinal, states, steps, high, low, x, dt, a, b, c, d, dt_bias, dt_softplus, cu_seqlens):
@@ -321,10 +322,10 @@ def _backward_fake(dy, dfinal, states, steps, high, low, x, dt, a, b, c, d, dt_b
 def _empty_gradients(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dense = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt, b, c)]
+    dx, ddt, db, dc = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt, b, c))
     sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dinitial = a.new_empty(sequences, *x.shape[2:], b.shape[3])
-    return (*dense, dinitial, a.new_empty(3, a.shape[0]))
+    return dx, ddt, db, dc, dinitial, a.new_empty(3, a.shape[0])
 
 
 def _save(ctx, inputs, output):

@@ -59,7 +59,7 @@ def _decay(high_q, low_q, high_k, low_k, reaches, PRECISE: tl.constexpr):
     gap = high_q - high_k
     if PRECISE:
         gap += low_q - low_k
-    return tl.where(reaches, exp2(gap), 0.0)
+    return exp2(tl.where(reaches, gap, float("-inf")))
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def chunk_states(
     """What a chunk by itself adds to the state behind it, sum_k exp(sum after k) dt_k x_k b_k^T, in fp32.
 
     GRADIENT: x is dy and b is c, and what the chunk adds to the gradient of the state in front of it,
-    sum_q exp(sum up to q) dy_q c_q^T; also `reads`, the part of the decay's gradient at q that comes through that state.
+    sum_q exp(sum up to q) dy_q c_q^T; also `reads`, what comes through that state to the decay's gradient at q.
     """
     p_blocks = tl.cdiv(P, BLOCK_P)
     heads = H * p_blocks
@@ -249,6 +249,55 @@ def _heads_of(slice_, R, HEADS: tl.constexpr):
 
 
 @triton.jit
+def _projection_tiles(
+    pointer, rows, stride, count, N, BLOCK_N: tl.constexpr, N_BLOCKS: tl.constexpr, PRECISE: tl.constexpr
+):
+    """b or c of a chunk, in tiles that stay in shared memory for all heads; none for fp32, which would not fit."""
+    tiles = ()
+    if not PRECISE:
+        for j in tl.static_range(N_BLOCKS):
+            tiles = tiles + (_load(pointer, rows, stride, j * BLOCK_N + tl.arange(0, BLOCK_N), count, N),)  # noqa: RUF005
+    return tiles
+
+
+@triton.jit
+def _products(
+    tiles, left, right, rows, columns, stride_left, stride_right, count, N,
+    BLOCK_N: tl.constexpr, N_BLOCKS: tl.constexpr, PRECISE: tl.constexpr,
+):  # fmt: skip
+    """left_i . right_j over N for rows i and columns j of a chunk; `tiles` are left's."""
+    products = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    if PRECISE:
+        for j in range(N_BLOCKS):
+            n = j * BLOCK_N + tl.arange(0, BLOCK_N)
+            right_tile = _load(right, columns, stride_right, n, count, N)
+            products = _dot(_load(left, rows, stride_left, n, count, N), tl.trans(right_tile), products)
+    else:
+        for j in tl.static_range(N_BLOCKS):
+            n = j * BLOCK_N + tl.arange(0, BLOCK_N)
+            products = _dot(tiles[j], tl.trans(_load(right, columns, stride_right, n, count, N)), products)
+    return products
+
+
+@triton.jit
+def _through_state(
+    tiles, pointer, rows, stride, count, state, p, P, N,
+    BLOCK_N: tl.constexpr, N_BLOCKS: tl.constexpr, PRECISE: tl.constexpr,
+):  # fmt: skip
+    """state (P, N) applied to b or c at each row: (rows, P)."""
+    out = tl.zeros([rows.shape[0], p.shape[0]], tl.float32)
+    if PRECISE:
+        for j in range(N_BLOCKS):
+            n = j * BLOCK_N + tl.arange(0, BLOCK_N)
+            out = _dot(_load(pointer, rows, stride, n, count, N), tl.trans(_state(state, p, P, n, N)), out)
+    else:
+        for j in tl.static_range(N_BLOCKS):
+            n = j * BLOCK_N + tl.arange(0, BLOCK_N)
+            out = _dot(tiles[j], tl.trans(_state(state, p, P, n, N)), out)
+    return out
+
+
+@triton.jit
 def chunk_output(
     x, b, c, d, states, steps, high, low, table, y,
     stride_xb, stride_xl, stride_xh, stride_bb, stride_bl, stride_bg, stride_cb, stride_cl, stride_cg,
@@ -268,12 +317,8 @@ def chunk_output(
     b += batch * stride_bb + start * stride_bl + group * stride_bg
     x += batch * stride_xb + start * stride_xl
     y += (batch * L + start) * H * P
-    c_tiles = ()  # in shared memory for all heads
-    products = tl.zeros([Q, Q], tl.float32)
-    for j in tl.static_range(N_BLOCKS):
-        n = j * BLOCK_N + tl.arange(0, BLOCK_N)
-        c_tiles = c_tiles + (_load(c, q, stride_cl, n, count, N),)  # noqa: RUF005
-        products = _dot(c_tiles[j], tl.trans(_load(b, q, stride_bl, n, count, N)), products)
+    tiles = _projection_tiles(c, q, stride_cl, count, N, BLOCK_N, N_BLOCKS, PRECISE)
+    products = _products(tiles, c, b, q, q, stride_cl, stride_bl, count, N, BLOCK_N, N_BLOCKS, PRECISE)
     reaches = q[:, None] >= q[None, :]
     p_blocks = tl.cdiv(P, BLOCK_P)
     for v in range(first * p_blocks, last * p_blocks):
@@ -284,10 +329,8 @@ def chunk_output(
         rest = tl.load(low + vector) if PRECISE else exponent
         step = tl.load(steps + vector)
         x_tile = _load(x + h * stride_xh, q, stride_xl, p, count, P)
-        out = tl.zeros([Q, BLOCK_P], tl.float32)
-        for j in tl.static_range(N_BLOCKS):
-            n = j * BLOCK_N + tl.arange(0, BLOCK_N)
-            out = _dot(c_tiles[j], tl.trans(_state(states + (chunk * H + h) * P * N, p, P, n, N)), out)
+        state = states + (chunk * H + h) * P * N
+        out = _through_state(tiles, c, q, stride_cl, count, state, p, P, N, BLOCK_N, N_BLOCKS, PRECISE)
         out *= exp2(exponent)[:, None]
         decay = _decay(exponent[:, None], rest[:, None], exponent[None, :], rest[None, :], reaches, PRECISE)
         weights = products * decay * step[None, :]
@@ -309,10 +352,11 @@ def input_gradients(
 ):  # fmt: skip
     """dx_k = dt_k u_k + D dy_k with u_k = sum_q decay(q, k) (c_q . b_k) dy_q + exp(sum after k) dnext b_k.
 
-    And what dt's gradient is made of, per position: `direct`, u_k . x_k; `pair_reads` and `pair_writes`, the pairs k < q
-    inside the chunk summed for each q and for each k, whose differences summed from the chunk's end are the pairs that
-    cross a position (PRECISE: `pair_reads` are those pairs themselves); `writes`, what k writes to the state behind,
-    stored one further. `dskip` is the chunk's x . dy. The positions q come in blocks: a tile of pairs fits registers.
+    And what dt's gradient is made of, per position: `direct`, u_k . x_k; `pair_reads` and `pair_writes`, the pairs
+    k < q inside the chunk summed for each q and for each k, whose differences summed from the chunk's end are the pairs
+    that cross a position (PRECISE: `pair_reads` are those pairs themselves); `writes`, what k writes to the state
+    behind, stored one further. `dskip` is the chunk's x . dy. The positions q come in blocks: a tile of pairs fits
+    the registers.
     """
     chunk = (tl.program_id(0) // slices).to(tl.int64)
     group, first, last = _heads_of(tl.program_id(0) % slices, R, HEADS)
@@ -323,17 +367,11 @@ def input_gradients(
     x += batch * stride_xb + start * stride_xl
     dy += batch * stride_yb + start * stride_yl
     dx += (batch * L + start) * H * P
-    b_tiles = ()  # in shared memory for all heads
-    for j in tl.static_range(N_BLOCKS):
-        b_tiles = b_tiles + (_load(b, k, stride_bl, j * BLOCK_N + tl.arange(0, BLOCK_N), count, N),)  # noqa: RUF005
+    tiles = _projection_tiles(b, k, stride_bl, count, N, BLOCK_N, N_BLOCKS, PRECISE)
     products = ()
     for i in tl.static_range(Q // BLOCK_Q):
         q = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
-        block = tl.zeros([Q, BLOCK_Q], tl.float32)
-        for j in tl.static_range(N_BLOCKS):
-            n = j * BLOCK_N + tl.arange(0, BLOCK_N)
-            c_tile = _load(c, q, stride_cl, n, count, N)
-            block = _dot(b_tiles[j], tl.trans(c_tile), block)
+        block = _products(tiles, b, c, k, q, stride_bl, stride_cl, count, N, BLOCK_N, N_BLOCKS, PRECISE)
         products = products + (block,)  # noqa: RUF005
     p_blocks = tl.cdiv(P, BLOCK_P)
     for v in range(first * p_blocks, last * p_blocks):
@@ -349,10 +387,8 @@ def input_gradients(
         x_tile = _load(x + h * stride_xh, k, stride_xl, p, count, P)
         target = (chunk * H * p_blocks + v) * Q
 
-        out = tl.zeros([Q, BLOCK_P], tl.float32)
-        for j in tl.static_range(N_BLOCKS):
-            n = j * BLOCK_N + tl.arange(0, BLOCK_N)
-            out = _dot(b_tiles[j], tl.trans(_state(dnext + (chunk * H + h) * P * N, p, P, n, N)), out)
+        state = dnext + (chunk * H + h) * P * N
+        out = _through_state(tiles, b, k, stride_bl, count, state, p, P, N, BLOCK_N, N_BLOCKS, PRECISE)
         out *= exp2(gap)[:, None]
         used = tl.sum(out * x_tile.to(tl.float32), axis=1)
         tl.store(writes + target + (k + 1) % Q, tl.where(k == Q - 1, 0.0, step * used))
