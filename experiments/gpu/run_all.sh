@@ -45,6 +45,7 @@ kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -
 
 # models
 model_bench() { logged model_bench 150 python3 experiments/mamba_model/bench.py "$out/mamba_model.csv" "${COMMIT:-unknown}"; }
+describe_memory() { logged describe_memory 300 python3 experiments/describe/check_memory.py "$out/describe_memory.csv" "${COMMIT:-unknown}"; }
 layer_tests() {  # FLA: a folder with flash-linear-attention unpacked, for the tests of its layers
   PYTHONPATH="${FLA:+$FLA:}$PYTHONPATH" logged layer_tests 300 \
     python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/seqmodels/layers tests/seqmodels/inference
