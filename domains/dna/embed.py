@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from domains.dna.fasta import FastaSource, Genome
 from domains.dna.fasta_scan import written_whole
 from domains.dna.intervals import Interval, read_bed
+from domains.dna.resume import ResumeFolder
 from domains.dna.tokenizer import DnaTokenizer
 
 log = logging.getLogger(__name__)
@@ -160,50 +160,6 @@ class _Reader:
             yield start, stream.read(self.fetch(span.contig, start, min(start + step, span.end))), stream.tensors
 
 
-# ------------------------------------------------------------------------------------------------------- resuming
-
-
-class _Progress:
-    """What a killed run leaves behind: a folder with a position, what is carried, and what is half done."""
-
-    def __init__(self, folder: Path, identity: Mapping[str, Any]):
-        self.folder, self.identity = folder, json.loads(json.dumps(identity))
-
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """(position, tensors) of an earlier run with the same settings; refuses those of another."""
-        from safetensors.torch import load_file
-
-        try:
-            noted = json.loads((self.folder / "position.json").read_text())
-            tensors = load_file(self.folder / noted["tensors"])
-        except FileNotFoundError:
-            return None
-        if noted["identity"] != self.identity:
-            differ = [k for k in self.identity if noted["identity"].get(k) != self.identity[k]]
-            raise ValueError(
-                f"{self.folder} holds a run with other settings ({', '.join(differ)}); delete it to start again, or "
-                "name another output"
-            )
-        return noted["position"], tensors
-
-    def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"carried-{position['bases']}.safetensors"
-        with written_whole(self.folder / name) as partial:
-            save_file(dict(tensors), partial)
-        noted = {"identity": self.identity, "position": dict(position), "tensors": name}
-        with written_whole(self.folder / "position.json") as partial:
-            partial.write_text(json.dumps(noted))
-        for old in self.folder.glob("carried-*.safetensors"):
-            if old.name != name:
-                old.unlink(missing_ok=True)
-
-    def done(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
 def _identity(settings: Embedder, reader: _Reader, spans: Sequence[Span]) -> dict[str, Any]:
     """What must not differ between a run and the one that goes on with it."""
     chosen = {name: getattr(settings, name) for name in ("piece_bases", "context_bases", "pool", "keep", "half")}
@@ -225,21 +181,21 @@ class _Parts:
             raise FileExistsError(f"{folder} is complete; name another output")
         self.settings, self.reader, self.folder, self.progress = settings, reader, folder, progress
         self.spans = [Span(name, 0, length) for name, length in reader.genome.lengths.items() if length]
-        self.resume = _Progress(folder / ".resume", _identity(settings, reader, self.spans))
+        self.resume = ResumeFolder(folder / ".resume", _identity(settings, reader, self.spans))
 
     def write(self) -> dict[str, int]:
         self.folder.mkdir(parents=True, exist_ok=True)
         found = self.resume.load()
-        at, carried = found if found else ({"span": 0, "base": 0, "part": 0, "bases": 0}, None)
-        already, total = at["bases"], sum(span.end for span in self.spans)
+        at, carried = found if found else ({"span": 0, "base": 0, "part": 0, "step": 0}, None)
+        already, total = at["step"], sum(span.end for span in self.spans)
         for number in range(at["span"], len(self.spans)):
             span = self.spans[number]
             for start, end, pieces, carry in self._parts_of(span, carried, at["base"]):
                 self._write_part(at["part"], span.contig, start, pieces)
-                at = {"span": number, "base": end, "part": at["part"] + 1, "bases": at["bases"] + end - start}
+                at = {"span": number, "base": end, "part": at["part"] + 1, "step": at["step"] + end - start}
                 self.resume.save(at, carry())
                 if self.progress:
-                    self.progress(at["bases"], total)
+                    self.progress(at["step"], total)
             carried, at = None, {**at, "span": number + 1, "base": 0}
         self._write_manifest(at["part"])
         self.resume.done()
@@ -292,16 +248,16 @@ class _Regions:
         self.settings, self.reader, self.output, self.progress = settings, reader, output, progress
         self.regions = read_bed(bed, reader.genome.lengths)
         self.spans = spans_of(self.regions, settings.context_bases if reader.causal else 0)
-        self.resume = _Progress(output.with_name(f".{output.name}.resume"), _identity(settings, reader, self.spans))
+        self.resume = ResumeFolder(output.with_name(f".{output.name}.resume"), _identity(settings, reader, self.spans))
 
     def write(self) -> dict[str, int]:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         rows = len(self.regions)
         found = self.resume.load()
-        at, kept = found if found else ({"span": 0, "base": -1, "bases": 0}, {})
+        at, kept = found if found else ({"span": 0, "base": -1, "step": 0}, {})
         carried = {name[8:]: tensor for name, tensor in kept.items() if name.startswith("carried.")} or None
         sums = kept.get("sums")
-        already, total = at["bases"], sum(span.end - span.start for span in self.spans)
+        already, total = at["step"], sum(span.end - span.start for span in self.spans)
         for number in range(at["span"], len(self.spans)):
             span = self.spans[number]
             first = span.start if at["base"] < 0 else at["base"]
@@ -310,10 +266,10 @@ class _Regions:
                     sums = torch.zeros(rows, piece.hidden_QD.shape[1], dtype=torch.float64)
                 self._add(sums, span, start, piece.hidden_QD)
                 end = start + len(piece.hidden_QD)
-                at = {"span": number, "base": end, "bases": at["bases"] + end - start}
+                at = {"span": number, "base": end, "step": at["step"] + end - start}
                 self.resume.save(at, {"sums": sums} | {f"carried.{name}": t for name, t in carry().items()})
                 if self.progress:
-                    self.progress(at["bases"], total)
+                    self.progress(at["step"], total)
             carried, at = None, {**at, "base": -1, "span": number + 1}
         assert sums is not None
         self._write_rows(sums)

@@ -206,7 +206,7 @@ class TwoBit:
                 raise ValueError(f"{self.path} was changed after it was opened; start again")
             if not self._fingerprint[0]:
                 raise ValueError(f"{self.path}: the file is empty")
-            self._data = np.memmap(self.path, dtype=np.uint8, mode="r")
+            self._data = np.memmap(self.path, dtype=np.uint8, mode="r").view(np.ndarray)
         return self._data
 
     def __getstate__(self) -> dict[str, Any]:

@@ -120,6 +120,8 @@ class GenomeCorpus:
             f"{leak.windows:.1%} of the {split} windows ({leak.bases:.1%} of their bases)"
             for split, leak in leaks.items() if leak.windows
         ]  # fmt: skip
+        if not leaking and any(map(len, held_out.values())):
+            log.info("leaks       none: no validation or test window touches training bases")
         if leaking:
             say_leak(self.on_leak, f"{' and '.join(leaking)} touch training bases", "split by chromosome or region")
 

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from domains.dna.embed import Embedder, spans_of
 from domains.dna.intervals import Interval
@@ -33,7 +34,8 @@ def loaded(layer=None, classifier: bool = False) -> SimpleNamespace:
     torch.manual_seed(0)
     tokenizer = DnaTokenizer()
     backbone = Stack(vocab_size=tokenizer.vocab_size, d_model=16, n_layers=2, layer=layer or partial(Mamba, d_state=4))
-    head = ClassificationHead(d_model=16, num_classes=3) if classifier else NextTokenHead(d_model=16, vocab_size=tokenizer.vocab_size)
+    language = NextTokenHead(d_model=16, vocab_size=tokenizer.vocab_size)
+    head = ClassificationHead(d_model=16, num_classes=3) if classifier else language
     return SimpleNamespace(model=SequenceModel(backbone, head).eval(), tokenizer=tokenizer, folder=Path("runs/some"))
 
 

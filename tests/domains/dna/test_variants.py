@@ -281,3 +281,43 @@ def test_records_of_an_empty_vcf_and_crlf(tmp_path, write_fasta):
     crlf.write_bytes((HEADER + "chr1\t3\t.\tG\tA\t.\t.\tDB\n").replace("\n", "\r\n").encode())
     VariantScorer(window_bases=8).run(letter_model, DnaTokenizer(), str(crlf), fasta, str(out))
     assert out.read_text().splitlines()[-1].endswith("DB;SM_LLR=-0.5;SM_REF_LL=-22;SM_STATUS=ok")
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_a_run_that_was_killed_goes_on_without_losing_or_repeating(tmp_path, write_fasta, stopped_after):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    rows = [f"chr1 {place + 1} v{place} {REFERENCE[place]} {alt} . . ." for place in range(20) for alt in "AT"]
+    vcf = write_vcf(tmp_path / "in.vcf", *rows)
+    scorer = VariantScorer(window_bases=8, batch_size=1)
+    asked: list[int] = []
+
+    def counting_model(ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        asked.append(len(ids_BL))
+        return letter_model(ids_BL, lengths_B)
+
+    def outputs(name: str) -> dict[str, str]:
+        return {"output": str(tmp_path / f"{name}.vcf"), "table": str(tmp_path / f"{name}.tsv")}
+
+    whole = scorer.run(counting_model, DnaTokenizer(), vcf, fasta, **outputs("whole"))
+    asked_for_all = len(asked)
+    asked.clear()
+    calls = []
+
+    def kill(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == stopped_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scorer.run(counting_model, DnaTokenizer(), vcf, fasta, progress=kill, **outputs("cut"))
+    assert not (tmp_path / "cut.vcf").exists()
+    with open(tmp_path / ".cut.vcf.resume/records.vcf", "a") as file:
+        file.write("chr1\thalf a rec")  # what a kill in the middle of a write leaves
+    with pytest.raises(ValueError, match="other settings \\(window_bases\\)"):
+        VariantScorer(window_bases=9, batch_size=1).run(letter_model, DnaTokenizer(), vcf, fasta, **outputs("cut"))
+    again = scorer.run(counting_model, DnaTokenizer(), vcf, fasta, **outputs("cut"))
+    assert again == whole
+    assert len(asked) == asked_for_all, "nothing was scored twice"
+    for suffix in ("vcf", "tsv"):
+        assert (tmp_path / f"cut.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    assert not (tmp_path / ".cut.vcf.resume").exists()

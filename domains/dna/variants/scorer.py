@@ -1,0 +1,169 @@
+"""Variants to scores: how much likelier is the alternative than the reference, in the eyes of a DNA language model?
+
+In: a VCF (`.vcf`, `.vcf.gz`; SNV, MNV, indel, several ALT alleles), the FASTA it was called against, a trained model.
+Out: the same VCF with scores in INFO, every record kept in its place, and a table with one row for each ALT allele.
+
+    score(ALT) = log p(window with ALT) - log p(window with REF)        in nats; above 0: the model prefers ALT
+
+Both windows have `window_bases` bases around the variant. The alternative window is cut from the chromosome as it
+would be with the variant in it, so after a deletion it takes more bases from the right and after an insertion fewer; at
+the end of a chromosome both move inwards. N does not count. With both strands, the score is the mean of two readings.
+What cannot be scored is kept with a missing score and a status (`STATUSES`), and counted. A killed run goes on where it
+stopped: no record is lost, none comes twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from domains.dna.fasta import FastaSource, Genome
+from domains.dna.tokenizer import BASE_IDS, DnaTokenizer, reverse_complement_ids
+from domains.dna.variants.output import Journal, check_outputs, encoded, table_writer, vcf_writer
+from domains.dna.variants.vcf import Variant, check_vcf, chunks_of, header_with_scores, read_header, read_vcf
+from domains.dna.variants.windows import VariantWindows
+
+TokenLogLikelihood = Callable[[Tensor, Tensor], Tensor]  # (ids_BL, lengths_B) -> log-probability of every id, (B, L)
+Progress = Callable[[int, int], None]  # (records done, records in all)
+
+CHUNKS_AT_ONCE = 8  # batches of windows that are sorted by length together, and noted as done together
+
+
+@dataclass
+class _Job:
+    """One window to be scored; `total` is filled in."""
+
+    ids: np.ndarray
+    total: float = math.nan
+
+
+class VariantScorer:
+    """Scores the variants of a VCF with a language model.
+
+    Args:
+        window_bases: bases of sequence around each variant, the variant included.
+        both_strands: also read the reverse complement, and take the mean.
+        batch_size: windows in one forward pass.
+    """
+
+    def __init__(self, *, window_bases: int = 1024, both_strands: bool = True, batch_size: int = 32):
+        if window_bases < 2:
+            raise ValueError(f"window_bases={window_bases} must be at least 2")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        self.window_bases, self.both_strands, self.batch_size = window_bases, both_strands, batch_size
+
+    def __call__(
+        self, loaded_model: Any, vcf: str, fasta: FastaSource, output: str, *, table: str | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, int]:  # fmt: skip
+        """As `run`, with the model of `seqmodels.inference.load`."""
+        from seqmodels.inference import token_log_likelihood
+
+        model, tokenizer = loaded_model.model, loaded_model.tokenizer
+        if not isinstance(tokenizer, DnaTokenizer):
+            raise ValueError(f"variants need a DNA model; this one reads {type(tokenizer).__name__}")
+
+        def log_likelihood(ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+            return token_log_likelihood(model, ids_BL, start_id=tokenizer.start_id, lengths_B=lengths_B)[0]
+
+        model_name = str(loaded_model.folder)
+        return self.run(
+            log_likelihood, tokenizer, vcf, fasta, output, table=table, progress=progress, model_name=model_name
+        )
+
+    def run(
+        self, token_log_likelihood: TokenLogLikelihood, tokenizer: DnaTokenizer, vcf: str, fasta: FastaSource,
+        output: str, *, table: str | None = None, progress: Progress | None = None, model_name: str = "",
+    ) -> dict[str, int]:  # fmt: skip
+        """Scores `vcf` against `fasta` and writes `output` (and `table`), each whole or not at all.
+
+        What is scored is kept in a folder beside the output until everything is: a killed run goes on from there.
+
+        Args:
+            token_log_likelihood: (ids_BL int64, lengths_B int64) -> log-probability of every id, (B, L), in nats.
+            tokenizer: the model's.
+            vcf: input, `.vcf` or `.vcf.gz`.
+            fasta: the reference; see `Genome`.
+            output: scored VCF; `.gz` is written as bgzip.
+            table: `.tsv`, `.csv` or `.parquet` (needs pyarrow); None writes none.
+            progress: called with (records done, records in all).
+            model_name: tells models apart, so that a run is not gone on with by another.
+
+        Returns:
+            records, alleles, and how many alleles have each status.
+
+        Raises:
+            ValueError: a run to this output was stopped that had other settings, another model or another VCF.
+        """
+        records = check_vcf(vcf)
+        check_outputs(vcf, output, table)
+        windows = VariantWindows(Genome(fasta), tokenizer, self.window_bases)
+        lines = (line for _, line in read_vcf(vcf))
+        header = read_header(lines)
+        stat = Path(vcf).stat()
+        identity = {"model": model_name, "vcf": [str(vcf), stat.st_size, stat.st_mtime_ns], "fasta": str(fasta)}
+        identity |= {"window_bases": self.window_bases, "both_strands": self.both_strands}
+        journal = Journal(Path(output), identity)
+        with journal:
+            journal.skip(lines)
+            for variants in chunks_of(lines, CHUNKS_AT_ONCE * self.batch_size):
+                self._score(variants, windows, token_log_likelihood)
+                journal.add(variants)
+                if progress:
+                    progress(journal.counts["records"], records)
+        with vcf_writer(output) as out:
+            out.write(encoded(header_with_scores(header)))
+            journal.copy_lines(out)
+        with table_writer(table) as add_rows:
+            for rows in journal.rows():
+                add_rows(rows)
+        journal.done()
+        return dict(journal.counts)
+
+    def _score(self, variants: list[Variant], windows: VariantWindows, log_likelihood: TokenLogLikelihood) -> None:
+        """Fills in the scores of some variants."""
+        jobs: list[tuple[Variant, _Job, list[_Job | None]]] = []
+        for variant in variants:
+            reference, alternatives = windows.of(variant)
+            if reference is not None:
+                made = [None if ids is None else _Job(ids) for ids in alternatives]
+                jobs.append((variant, _Job(reference), made))
+        everything = [job for _, reference, made in jobs for job in (reference, *made) if job is not None]
+        self._fill(everything, log_likelihood)
+        for variant, reference, made in jobs:
+            variant.ref_log_likelihood = reference.total
+            for row, job in enumerate(made):
+                if job is not None:
+                    variant.alt_log_likelihoods[row] = job.total
+                    variant.scores[row] = job.total - reference.total
+
+    def _fill(self, jobs: list[_Job], log_likelihood: TokenLogLikelihood) -> None:
+        """Log-likelihood of every window, batches of like length together."""
+        jobs = sorted(jobs, key=lambda job: len(job.ids))
+        for first in range(0, len(jobs), self.batch_size):
+            batch = jobs[first : first + self.batch_size]
+            totals = _window_totals([job.ids for job in batch], log_likelihood)
+            if self.both_strands:
+                totals += _window_totals([reverse_complement_ids(job.ids) for job in batch], log_likelihood)
+                totals /= 2
+            for job, total in zip(batch, totals.tolist()):
+                job.total = total
+
+
+def _window_totals(windows: Sequence[np.ndarray], log_likelihood: TokenLogLikelihood) -> np.ndarray:
+    """Sum of the log-probabilities of A, C, G, T in each window, in nats, added in float64."""
+    lengths = [len(ids) for ids in windows]
+    ids_BL = torch.full((len(windows), max(lengths)), DnaTokenizer.pad_id, dtype=torch.int64)
+    for row, ids in enumerate(windows):
+        ids_BL[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+    logp_BL = log_likelihood(ids_BL, torch.tensor(lengths)).to("cpu", torch.float64)
+    counted_BL = (ids_BL >= BASE_IDS[0]) & (ids_BL <= BASE_IDS[-1])
+    return torch.where(counted_BL, logp_BL, 0.0).sum(dim=1).numpy()
