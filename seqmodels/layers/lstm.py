@@ -82,7 +82,8 @@ class LSTM(SequenceLayer):
         self, x_BLD: Float[Tensor, "B L D"], state: LSTMState | None, cu_seqlens: Tensor | None
     ) -> tuple[Float[Tensor, "B L E"], LSTMState]:
         """The cell over all positions, packed sequences side by side."""
-        initial = None if state is None else (state.h.unsqueeze(0), state.c.unsqueeze(0))
+        # cuDNN refuses strided states, which taking every second row of one would be
+        initial = None if state is None else (state.h.unsqueeze(0).contiguous(), state.c.unsqueeze(0).contiguous())
         if cu_seqlens is None:
             h_BLE, (h, c) = self.lstm(x_BLD, initial)
         else:
