@@ -19,6 +19,10 @@ Shapes of what the block makes on its way, for x_BLD:
     out   = out_proj(y * silu(z))         (B, L, D)
 
 Parameter names and shapes are the published ones, so released weights load unchanged.
+
+Two options leave the fused path and run the same ops one by one: the complex form (A, B, C and the state complex,
+y_t = 2 Re(c_t h_t)), which the paper needs on raw audio (section E.4.1), and norms on dt, b and c in front of the
+scan, as Jamba (arXiv:2403.19887, with weights) and Falcon Mamba (arXiv:2410.05355, without) have them.
 """
 
 from __future__ import annotations
@@ -27,19 +31,23 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from seqkernels import mamba_step
+import torch.nn.functional as F
+from jaxtyping import Complex, Float, Int
+from seqkernels import causal_conv1d, mamba_step, selective_scan
 from seqkernels.checks import accumulation_dtype
 from seqkernels.mamba_block_step.op import fits as block_step_fits
 from seqkernels.mamba_block_step.op import mamba_block_step
 from seqkernels.mamba_inner import InnerState, InnerWeights, mamba_inner
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from seqmodels.layers.base import SequenceLayer, require_positive
 from seqmodels.layers.norm import RMSNorm
 from seqmodels.layers.state import may_update_in_place
 
 RECOMPUTE_LEVELS = ("nothing", "inputs", "all")
+SELECTION_NORMS = ("none", "weighted", "fixed")
+SELECTION_NORM_EPS = 1e-6  # Jamba's and Falcon Mamba's
 
 
 class MambaState(NamedTuple):
@@ -47,11 +55,11 @@ class MambaState(NamedTuple):
 
     Attributes:
         conv: (B, W-1, E) the convolution's last inputs, oldest first.
-        ssm: (B, E, N) fp32, h of the last position.
+        ssm: (B, E, N) fp32, h of the last position; in the complex form (B, E, N, 2), real and imaginary part.
     """
 
     conv: Float[Tensor, "B Wm1 E"]
-    ssm: Float[Tensor, "B E N"]
+    ssm: Float[Tensor, "B E N *re_im"]
 
 
 class Mamba(SequenceLayer):
@@ -68,15 +76,19 @@ class Mamba(SequenceLayer):
         dt_init_floor: initial step sizes are clamped from below to this.
         conv_bias: whether the convolution has a bias.
         bias: whether in_proj and out_proj have biases.
+        complex: whether A, B, C and the state are complex; N then counts complex numbers.
+        selection_norm: an RMS norm on dt (rank R), b and c each: "none", "weighted" (Jamba: parameters
+            dt_layernorm, b_layernorm, c_layernorm), or "fixed" (Falcon Mamba: no parameters).
         recompute: what backward computes again instead of keeping it from forward: "nothing"; "inputs", the
             convolution's output and the step sizes (about a quarter of the block's activations, for little time);
-            "all", the scan too. A stack's checkpoint_blocks keeps less still.
+            "all", the scan too. A stack's checkpoint_blocks keeps less still. With complex or selection_norm,
+            "nothing" or "all".
         implementation: which implementation of the scan runs ("auto" chooses); with "reference", the convolution
             and the decode step take their references too.
 
     Raises:
         ValueError: a size is below 1, d_conv is not in 2..8, dt_rank is neither "auto" nor positive, not
-            0 < dt_min <= dt_max, or recompute is unknown.
+            0 < dt_min <= dt_max, or recompute or selection_norm is unknown or does not fit.
     """
 
     def __init__(
@@ -92,6 +104,8 @@ class Mamba(SequenceLayer):
         dt_init_floor: float = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
+        complex: bool = False,
+        selection_norm: str = "none",
         recompute: str = "nothing",
         implementation: str = "auto",
     ):
@@ -103,6 +117,12 @@ class Mamba(SequenceLayer):
             raise ValueError(f"dt_min={dt_min} and dt_max={dt_max}: step sizes need 0 < dt_min <= dt_max")
         if recompute not in RECOMPUTE_LEVELS:
             raise ValueError(f"recompute={recompute!r}: must be one of {', '.join(RECOMPUTE_LEVELS)}")
+        if selection_norm not in SELECTION_NORMS:
+            raise ValueError(f"selection_norm={selection_norm!r}: must be one of {', '.join(SELECTION_NORMS)}")
+        self.complex, self.selection_norm = complex, selection_norm
+        self._is_fused = not complex and selection_norm == "none"
+        if recompute == "inputs" and not self._is_fused:
+            raise ValueError("recompute='inputs' is for the real form without selection_norm: give 'all' or 'nothing'")
         self.d_model, self.d_state, self.d_inner = d_model, d_state, expand * d_model
         self.dt_rank = _resolve_dt_rank(dt_rank, d_model)
         self.dt_min, self.dt_max, self.dt_init_floor = dt_min, dt_max, dt_init_floor
@@ -111,9 +131,16 @@ class Mamba(SequenceLayer):
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
         # Holds the published (E, 1, W) weight and its initialisation; the op in seqkernels does the work.
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, bias=conv_bias)
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self._reals, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True)
+        if selection_norm == "weighted":
+            self.dt_layernorm = RMSNorm(self.dt_rank, SELECTION_NORM_EPS)
+            self.b_layernorm = RMSNorm(self._reals, SELECTION_NORM_EPS)
+            self.c_layernorm = RMSNorm(self._reals, SELECTION_NORM_EPS)
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
+        if complex:
+            self.A_imag = nn.Parameter(torch.empty(self.d_inner, d_state))
+            self.A_imag._no_weight_decay = True  # type: ignore[attr-defined]
         self.D = nn.Parameter(torch.empty(self.d_inner))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
         self._kept_a: tuple[tuple[int, int], Tensor] | None = None
@@ -128,7 +155,8 @@ class Mamba(SequenceLayer):
         """The published initialisation (the authors' `mamba_simple.py`).
 
         dt's bias is softplus^-1 of a log-uniform draw (the paper's section 3.6 says uniform; the released code, and
-        so the released models, are log-uniform). A = -(1..N), S4D-Real (section 3.6). Linear biases start at zero.
+        so the released models, are log-uniform). A = -(1..N), S4D-Real (section 3.6), or in the complex form
+        -1/2 + i n for n = 0..N-1 (table 8). Linear biases start at zero.
         """
         for linear in (self.in_proj, self.x_proj, self.out_proj):
             linear.reset_parameters()
@@ -141,7 +169,9 @@ class Mamba(SequenceLayer):
         dt_E = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(low, high)).clamp(min=self.dt_init_floor)
         self.dt_proj.bias.copy_(dt_E + torch.log(-torch.expm1(-dt_E)))  # softplus^-1(y) = y + log(1 - e^-y)
         n_N = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_log.device)
-        self.A_log.copy_(torch.log(n_N).expand_as(self.A_log))
+        self.A_log.copy_(torch.log(torch.full_like(n_N, 0.5) if self.complex else n_N).expand_as(self.A_log))
+        if self.complex:
+            self.A_imag.copy_((n_N - 1).expand_as(self.A_imag))
         nn.init.ones_(self.D)
 
     def forward(
@@ -153,6 +183,11 @@ class Mamba(SequenceLayer):
     ) -> tuple[Float[Tensor, "B L D"], MambaState]:
         """See `SequenceLayer.forward`. Backward reaches x, every parameter and the incoming state."""
         xz_BLE2 = self.in_proj(x_BLD)
+        if not self._is_fused:
+            arguments = (xz_BLE2, state, cu_seqlens)
+            if self.recompute == "all" and torch.is_grad_enabled():
+                return checkpoint(self._op_by_op, *arguments, use_reentrant=False)  # type: ignore[return-value]
+            return self._op_by_op(*arguments)
         if not torch.is_grad_enabled() and x_BLD.shape[1] == 1 and state is not None and cu_seqlens is None:
             y_BLE, new_state = self._step(xz_BLE2, state)
             return self.out_proj(y_BLE), new_state
@@ -178,6 +213,54 @@ class Mamba(SequenceLayer):
             out_proj_weight_DE=self.out_proj.weight,
             out_proj_bias_D=self.out_proj.bias,
         )
+
+    def _op_by_op(
+        self, xz_BLE2: Float[Tensor, "B L E2"], state: MambaState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Float[Tensor, "B L D"], MambaState]:
+        """What `mamba_inner` does, for the complex form and with norms; for any L, a step of decoding included."""
+        x_BLE, z_BLE = xz_BLE2.chunk(2, dim=-1)
+        x_BLE, conv_state = causal_conv1d(
+            x_BLE,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=None if state is None else state.conv,
+            cu_seqlens=cu_seqlens,
+            return_final_state=True,
+            implementation=self._around_the_scan,
+        )
+        dt_BLR, b_BLN, c_BLN = self._selection(x_BLE)
+        initial_BEN, a_EN = None if state is None else state.ssm, self._a_EN()
+        y_BLE, final_BEN = selective_scan(
+            x_BLE,
+            F.linear(dt_BLR, self.dt_proj.weight),  # dt_proj without its bias, which the scan adds in fp32
+            torch.complex(a_EN, self.A_imag.to(a_EN.dtype)) if self.complex else a_EN,
+            b_BLN,
+            c_BLN,
+            d_E=self.D,
+            z_BLE=z_BLE,
+            dt_bias_E=self.dt_proj.bias,
+            dt_softplus=True,
+            initial_state_BEN=as_complex(initial_BEN) if self.complex and initial_BEN is not None else initial_BEN,
+            cu_seqlens=cu_seqlens,
+            return_final_state=True,
+            implementation=self.implementation,
+        )
+        final = torch.view_as_real(final_BEN.resolve_conj()) if self.complex else final_BEN
+        return self.out_proj(y_BLE), MambaState(conv_state, final)
+
+    def _selection(self, x_BLE: Float[Tensor, "B L E"]) -> tuple[Tensor, Tensor, Tensor]:
+        """dt of rank R, b and c: what x_proj makes, normalised if asked for, b and c as complex numbers if they are."""
+        parts = self.x_proj(x_BLE).split([self.dt_rank, self._reals, self._reals], dim=-1)
+        if self.selection_norm == "weighted":
+            norms = (self.dt_layernorm, self.b_layernorm, self.c_layernorm)
+            parts = [norm(part) for norm, part in zip(norms, parts, strict=True)]
+        elif self.selection_norm == "fixed":
+            parts = [rms_norm_without_weight(part) for part in parts]
+        dt_BLR, b_BLN, c_BLN = parts
+        if self.complex:
+            b_BLN, c_BLN = (as_complex(part.unflatten(-1, (-1, 2))) for part in (b_BLN, c_BLN))
+        return dt_BLR, b_BLN, c_BLN
 
     def _step(
         self, xz_B1E2: Float[Tensor, "B 1 E2"], state: MambaState
@@ -205,8 +288,8 @@ class Mamba(SequenceLayer):
         self, norm: RMSNorm, x_B1D: Float[Tensor, "B 1 D"], residual_B1D: Tensor | None, state: MambaState
     ) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B 1 D"], MambaState] | None:
         """See `SequenceLayer.step_behind_norm`: on a GPU, for a few rows."""
-        reference = "reference" in (self.implementation, norm.implementation)
-        if not _on_gpu(x_B1D) or reference or torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
+        unfused = not self._is_fused or "reference" in (self.implementation, norm.implementation)
+        if not _on_gpu(x_B1D) or unfused or torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
             return None
         modules = self._modules
         in_proj, out_proj = modules["in_proj"], modules["out_proj"]
@@ -263,12 +346,18 @@ class Mamba(SequenceLayer):
         return kept
 
     @property
+    def _reals(self) -> int:
+        """Real numbers in b, and in c."""
+        return self.d_state * (2 if self.complex else 1)
+
+    @property
     def _around_the_scan(self) -> str:
         """The other ops have no implementation of the scan's names, but all have a reference."""
         return "reference" if self.implementation == "reference" else "auto"
 
     def extra_repr(self) -> str:
-        return f"d_state={self.d_state}, dt_rank={self.dt_rank}, implementation={self.implementation!r}"
+        options = f", complex={self.complex}, selection_norm={self.selection_norm!r}" if not self._is_fused else ""
+        return f"d_state={self.d_state}, dt_rank={self.dt_rank}{options}, implementation={self.implementation!r}"
 
 
 def _parameter(module: Any, name: str) -> Any:
@@ -284,6 +373,18 @@ def _on_gpu(tensor: Tensor) -> bool:
 def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Whether calling the module is no more than its class says: no other class, no hooks."""
     return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def as_complex(values: Float[Tensor, "*dims 2"]) -> Complex[Tensor, "*dims"]:
+    """(..., 2), real and imaginary part, to complex64 (complex128 of float64)."""
+    values = values.to(accumulation_dtype(values.dtype))
+    return torch.complex(values[..., 0], values[..., 1])  # a view would need memory aligned to pairs
+
+
+def rms_norm_without_weight(x: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
+    """x / sqrt(mean(x^2) + eps), statistics in fp32."""
+    x_wide = x.to(accumulation_dtype(x.dtype))
+    return (x_wide * torch.rsqrt(x_wide.square().mean(dim=-1, keepdim=True) + SELECTION_NORM_EPS)).to(x.dtype)
 
 
 def _resolve_dt_rank(dt_rank: int | str, d_model: int) -> int:
