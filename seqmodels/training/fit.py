@@ -337,4 +337,6 @@ def _describe_stages(data: SequenceDataModule, settings: TrainerSettings) -> Non
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, float) and not value.is_integer():
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int | float) else str(value)
