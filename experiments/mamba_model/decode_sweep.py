@@ -132,7 +132,7 @@ def compare() -> None:
         t = layer(B)
         exact = {name: tensor.double() for name, tensor in t.items()}
         expected = reference.step(exact["xz"], *(exact[name] for name in names), False)
-        plan = launch.plan_step(SIZE, B)
+        plan = launch.plan_step(SIZE, B, 2)
         assert plan is not None
         y = between(t, *plan)
         pairs = zip(("y", "conv", "ssm"), (y, t["conv_state"], t["state"]), expected)
@@ -203,9 +203,8 @@ def scan() -> None:
         weights = layers(B)
         rows: list[tuple[float, Any]] = []
         for shares, channels, lanes, many in (
-            (24, 64, 4, 4), (24, 64, 4, 2), (24, 32, 4, 4), (24, 128, 4, 4), (24, 96, 4, 4), (24, 32, 8, 4),
-            (24, 32, 8, 2), (12, 64, 4, 8), (12, 64, 4, 4), (12, 96, 4, 8), (12, 32, 4, 8), (12, 128, 4, 4),
-            (12, 64, 2, 4), (12, 48, 4, 8),
+            (12, 64, 4, 8), (12, 32, 4, 8), (12, 48, 4, 8), (12, 64, 4, 4), (12, 32, 4, 4), (12, 64, 2, 4),
+            (24, 64, 4, 4), (24, 32, 4, 4), (24, 32, 8, 4), (24, 32, 8, 2), (24, 64, 2, 4), (12, 32, 8, 4),
         ):  # fmt: skip
             cut = Scan(channels, lanes, many)
             partial = torch.randn(shares, B, SIZE.row_partial, device=device)
@@ -224,11 +223,11 @@ def convolve() -> None:
     for B in (16, 128):
         weights = layers(B)
         rows: list[tuple[float, Any]] = []
-        for channels, many, threads in (
-            (64, 16, 384), (64, 8, 384), (64, 8, 192), (64, 4, 192), (32, 16, 192), (32, 8, 192), (128, 8, 384),
-            (128, 4, 384), (96, 8, 384),
+        for channels, many, teams in (
+            (128, 8, 4), (128, 4, 4), (128, 8, 2), (128, 16, 4), (64, 8, 2), (64, 8, 4), (64, 16, 2), (64, 16, 4),
+            (32, 16, 2), (96, 8, 4), (128, 8, 8),
         ):  # fmt: skip
-            cut = Convolve(channels, many, threads)
+            cut = Convolve(channels, many, teams)
 
             def run(cut=cut, weights=weights) -> None:
                 for t in weights:

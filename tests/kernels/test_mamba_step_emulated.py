@@ -125,9 +125,12 @@ def exact_step(t: dict[str, Tensor], xz: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 STEPS = {
-    "rows": (Sizes(8, 64, 16, 3, 4), 5, Convolve(16, 4, 64), Scan(16, 4, 2), torch.float32),
-    "one-lane-a-state": (Sizes(8, 48, 16, 5, 3), 2, Convolve(24, 1, 96), Scan(16, 16, 1), torch.float32),
-    "bf16-wide-state": (Sizes(8, 32, 64, 6, 2), 3, Convolve(8, 2, 192), Scan(16, 4, 4), torch.bfloat16),
+    "rows": (Sizes(8, 64, 16, 3, 4), 5, Convolve(16, 4, 2), Scan(16, 4, 2), torch.float32),
+    "one-lane-a-state": (Sizes(8, 48, 16, 5, 3), 2, Convolve(24, 1, 1), Scan(16, 16, 1), torch.float32),
+    "pairs-of-a-thread": (Sizes(8, 64, 16, 8, 4), 11, Convolve(32, 8, 4), Scan(16, 4, 8), torch.bfloat16),
+    "odd-ranks": (Sizes(8, 64, 16, 6, 4), 4, Convolve(32, 4, 2), Scan(32, 2, 4), torch.float32),
+    "rows-below-lanes": (Sizes(8, 32, 8, 7, 4), 3, Convolve(8, 2, 1), Scan(8, 8, 2), torch.float32),
+    "bf16-wide-state": (Sizes(8, 32, 64, 6, 2), 3, Convolve(8, 2, 1), Scan(16, 4, 4), torch.bfloat16),
 }
 
 

@@ -25,7 +25,21 @@ constexpr float LOG2E = 1.4426950408889634f;
 DEVICE float exp2_fast(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 DEVICE float reciprocal(float x) { float r; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 DEVICE float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-LOG2E * x)); }
-DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
+
+// max(x, 0) + log1p(e) with e = exp(-|x|), and log1p(e) = 2 atanh(s), s = e / (2 + e): an even polynomial in s, minimax to
+// 4e-9 on [0, 1/3]. A third of the instructions of log1pf and expf, and as good for anything that began as 16 bits.
+DEVICE float softplus(float x) {
+#if ELEMENT == 0
+  return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
+#else
+  const float e = exp2_fast(-LOG2E * fabsf(x)), s = e * reciprocal(2.f + e), q = s * s;
+  float p = fmaf(q, 0.2817833424f, 0.2796060145f);
+  p = fmaf(q, p, 0.4002490938f);
+  p = fmaf(q, p, 0.6666631699f);
+  p = fmaf(q, p, 2.f);
+  return fmaf(s, p, fmaxf(x, 0.f));
+#endif
+}
 
 // Sum over groups of GROUP neighbouring lanes; every lane gets it.
 template <int GROUP> DEVICE float sum_over(float v) {

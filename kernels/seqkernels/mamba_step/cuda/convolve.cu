@@ -1,6 +1,7 @@
 // Convolution, SiLU, shifted state, and this block's share of x_proj: CHANNELS channels of ROWS rows of the batch.
 //
-// -D: CHANNELS a block, a multiple of 8 that divides E; ROWS rows of the batch a block; THREADS.
+// -D: CHANNELS a block, which divide E and THREADS; ROWS rows of the batch a block; TEAMS of threads, one an output of x_proj,
+// that take 8 channels each, or 16, ...; THREADS.
 #include "common.cuh"
 
 struct ConvolveArgs {
@@ -16,65 +17,81 @@ struct ConvolveArgs {
   int B;
 };
 
-constexpr int OUTPUTS = (J + WARP - 1) / WARP * WARP;           // threads that share a row: one an output
-constexpr int TEAMS = THREADS / OUTPUTS;                        // rows at a time
+constexpr int OUTPUTS = (J + WARP - 1) / WARP * WARP;  // threads of a team: one an output
+constexpr int SLICE = CHANNELS / TEAMS;                 // channels of a team, for every row
 constexpr int ITEMS = (ROWS * CHANNELS + THREADS - 1) / THREADS;  // (row, channel) pairs a thread convolves
 
 extern "C" __global__ void __launch_bounds__(THREADS) convolve(const __grid_constant__ ConvolveArgs p) {
-  static_assert(CHANNELS % 8 == 0 && E % CHANNELS == 0 && TEAMS >= 1 && THREADS % CHANNELS == 0, "cut");
+  static_assert(E % CHANNELS == 0 && THREADS % CHANNELS == 0 && SLICE % 8 == 0 && SLICE * TEAMS == CHANNELS, "cut");
+  static_assert(TEAMS * OUTPUTS <= THREADS && THREADS % WARP == 0, "cut");
   __shared__ __align__(16) float made[ROWS][CHANNELS];
+  __shared__ float sums[TEAMS][ROWS][OUTPUTS];
   let_next_begin();
   const int first = blockIdx.x * CHANNELS, row0 = blockIdx.y * ROWS;
+  const int rows = min(ROWS, p.B - row0);  // that exist
   const int j = threadIdx.x % OUTPUTS, team = threadIdx.x / OUTPUTS;
-  const bool projects = j < J && team < TEAMS;
   const int channel = threadIdx.x % CHANNELS, e = first + channel;  // the same for every item of a thread
 
-  Piece share[CHANNELS / 8];
-  UNROLL
-  for (int c = 0; c < CHANNELS / 8; c++)
-    if (projects) share[c].load_weights(p.x_proj + (i64)j * E + first + 8 * c);
+  Piece share[SLICE / 8];
+  if (j < J && team < TEAMS) {
+    UNROLL
+    for (int c = 0; c < SLICE / 8; c++) share[c].load_weights(p.x_proj + (i64)j * E + first + team * SLICE + 8 * c);
+  }
   float taps[W];
   UNROLL
   for (int w = 0; w < W; w++) taps[w] = load_here(p.conv_weight + (i64)e * W + w);
   const float bias = p.conv_bias ? load_here(p.conv_bias + e) : 0.f;
 
   wait_for_previous();
+  const element* x = p.xz + row0 * p.stride_xz + e;
+  const float* conv_state = p.conv_state + (i64)row0 * (W - 1) * E + e;
   float old[ITEMS][W];
   UNROLL
   for (int i = 0; i < ITEMS; i++) {
-    const i64 b = row0 + (threadIdx.x + i * THREADS) / CHANNELS;
-    if (b >= p.B || b >= row0 + ROWS) continue;
+    const int row = (threadIdx.x + i * THREADS) / CHANNELS;
+    if (row >= rows) continue;
     UNROLL
-    for (int w = 0; w < W - 1; w++) old[i][w] = load_here(p.conv_state + (b * (W - 1) + w) * E + e);
-    old[i][W - 1] = to_float(load_here(p.xz + b * p.stride_xz + e));
+    for (int w = 0; w < W - 1; w++) old[i][w] = load_here(conv_state + (row * (W - 1) + w) * E);
+    old[i][W - 1] = to_float(load_here(x + row * p.stride_xz));
   }
   UNROLL
   for (int i = 0; i < ITEMS; i++) {
     const int row = (threadIdx.x + i * THREADS) / CHANNELS;
-    const i64 b = row0 + row;
     if (row >= ROWS) continue;
     float sum = bias;
     UNROLL
     for (int w = 0; w < W; w++) sum = fmaf(taps[w], old[i][w], sum);
-    sum *= sigmoid(sum);
-    made[row][channel] = b < p.B ? sum : 0.f;
-    if (b >= p.B) continue;
+    sum = row < rows ? sum * sigmoid(sum) : 0.f;
+    made[row][channel] = sum;
+    if (row >= rows) continue;
+    float* new_conv_state = p.new_conv_state + ((i64)(row0 + row) * (W - 1)) * E + e;
     UNROLL
-    for (int w = 0; w < W - 1; w++) p.new_conv_state[(b * (W - 1) + w) * E + e] = old[i][w + 1];
-    p.signal[b * E + e] = sum;
+    for (int w = 0; w < W - 1; w++) new_conv_state[w * E] = old[i][w + 1];
+    p.signal[(i64)(row0 + row) * E + e] = sum;
   }
   __syncthreads();
-  if (!projects) return;
-  for (int row = team; row < ROWS && row0 + row < p.B; row += TEAMS) {
-    float sums[2] = {0.f, 0.f};  // two chains of additions take half the time of one
+  if (team < TEAMS) {
+    float mine[ROWS];
     UNROLL
-    for (int c = 0; c < CHANNELS; c += 4) {
-      const float4 x = *(const float4*)&made[row][c];
-      sums[0] = fmaf(share[c / 8][c % 8], x.x, sums[0]);
-      sums[1] = fmaf(share[c / 8][c % 8 + 1], x.y, sums[1]);
-      sums[0] = fmaf(share[c / 8][c % 8 + 2], x.z, sums[0]);
-      sums[1] = fmaf(share[c / 8][c % 8 + 3], x.w, sums[1]);
+    for (int row = 0; row < ROWS; row++) mine[row] = 0.f;
+    UNROLL
+    for (int c = 0; c < SLICE; c += 4) {
+      const Piece& w = share[c / 8];
+      const float w0 = w[c % 8], w1 = w[c % 8 + 1], w2 = w[c % 8 + 2], w3 = w[c % 8 + 3];
+      UNROLL
+      for (int row = 0; row < ROWS; row++) {
+        const float4 q = *(const float4*)&made[row][team * SLICE + c];
+        mine[row] = fmaf(w3, q.w, fmaf(w2, q.z, fmaf(w1, q.y, fmaf(w0, q.x, mine[row]))));
+      }
     }
-    p.partial[((i64)blockIdx.x * p.B + row0 + row) * J_PADDED + j] = sums[0] + sums[1];
+    UNROLL
+    for (int row = 0; row < ROWS; row++) sums[team][row][j] = mine[row];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < rows * J; i += THREADS) {
+    float sum = 0.f;
+    UNROLL
+    for (int t = 0; t < TEAMS; t++) sum += sums[t][i / J][i % J];
+    p.partial[((i64)blockIdx.x * p.B + row0 + i / J) * J_PADDED + i % J] = sum;
   }
 }

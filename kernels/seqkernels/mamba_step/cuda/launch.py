@@ -18,7 +18,8 @@ from seqkernels.dispatch import constant
 
 _FOLDER = Path(__file__).parent
 ELEMENT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # ELEMENT of common.cuh
-_SHARES_BYTES = 44 * 1024  # shared memory that shares of x_proj may take; all of it is 48 KiB
+_MOST_SHARED = 48 * 1024  # of a block, without asking for more
+_SHARES_BYTES = 40 * 1024  # of which shares of x_proj of one row may take
 _MOST_CHANNELS = 128  # of `convolve`: a thread holds their weights
 
 
@@ -36,6 +37,11 @@ class Sizes(NamedTuple):
         """Floats of a row of partial sums of x_proj: R + 2 N, in whole quads."""
         return -(-(self.R + 2 * self.N) // 4) * 4
 
+    @property
+    def outputs(self) -> int:
+        """Outputs of x_proj in whole warps."""
+        return -(-(self.R + 2 * self.N) // 32) * 32
+
 
 class Projection(NamedTuple):
     """A cut of `project_in` or `project_out`: warps a block, rows of the weight a warp."""
@@ -45,11 +51,16 @@ class Projection(NamedTuple):
 
 
 class Convolve(NamedTuple):
-    """A cut of `convolve`: channels and rows of the batch a block, threads."""
+    """A cut of `convolve`: channels and rows of the batch a block, teams of threads that share the channels."""
 
     channels: int
     rows: int
-    threads: int
+    teams: int
+
+    def threads(self, size: Sizes) -> int:
+        """A team is a thread for each output of x_proj, in whole warps; then up to a multiple of the channels."""
+        step = math.lcm(32, self.channels)
+        return -(-self.teams * size.outputs // step) * step
 
 
 class Scan(NamedTuple):
@@ -59,48 +70,55 @@ class Scan(NamedTuple):
     lanes: int
     rows: int
 
+    def shared_bytes(self, size: Sizes, shares: int, element_bytes: int) -> int:
+        """Shared memory of a block: shares and their sums, rows of dt_proj where each has one thread, step sizes."""
+        whole_ranks = self.lanes <= self.rows and size.R % 8 == 0
+        ranks = self.channels * (size.R * element_bytes + 16) if whole_ranks else 16 * element_bytes
+        return (shares + 1) * self.rows * size.row_partial * 4 + ranks + self.rows * self.channels * 8
 
-def plan_step(size: Sizes, B: int) -> tuple[Convolve, Scan] | None:
-    """Cuts of `convolve` and `scan`, or None where none fits a block.
+
+def plan_step(size: Sizes, B: int, element_bytes: int) -> tuple[Convolve, Scan] | None:
+    """Cuts of `convolve` and `scan`, or None where none fits a block; chosen by measurement on one H200.
 
     Few rows: many small blocks, for one trip through memory is what takes time. Many: several rows to a block, which
     read the weights once, and fewer shares of x_proj to add up.
     """
-    rows, most_channels = (min(B, 4), 16) if B < 16 else (8, 64)
+    rows, most_channels = (min(B, 4), 16) if B < 16 else (8, 64) if B < 64 else (8, 128)
     convolve = plan_convolve(size, rows, most_channels)
-    scan = None if convolve is None else plan_scan(size, B, size.E // convolve.channels)
+    scan = None if convolve is None else plan_scan(size, B, size.E // convolve.channels, element_bytes)
     return None if convolve is None or scan is None else (convolve, scan)
 
 
 def plan_convolve(size: Sizes, rows: int, most_channels: int) -> Convolve | None:
-    """The most channels up to a bound (above it if need be) that threads can be dealt out to evenly.
-
-    There may not be more shares than `scan` takes.
-    """
-    outputs = -(-(size.R + 2 * size.N) // 32) * 32  # threads: one an output
+    """The most channels up to a bound (above it if need be), so that there are not more shares than `scan` takes."""
     fewest = -(-size.E * size.row_partial * 4 // _SHARES_BYTES)
     for channels in (*range(most_channels, 0, -8), *range(most_channels + 8, _MOST_CHANNELS + 8, 8)):
-        if size.E % channels == 0 and fewest <= channels <= _MOST_CHANNELS:
-            step = math.lcm(outputs, channels)
-            if step <= 1024:
-                return Convolve(channels, rows, step * max(1, min(384, rows * outputs) // step))
+        if size.E % channels or not fewest <= channels <= _MOST_CHANNELS:
+            continue
+        for teams in (4, 2, 1):
+            cut = Convolve(channels, rows, teams)
+            if channels % (8 * teams) == 0 and cut.threads(size) <= 768:
+                return cut
     return None
 
 
-def plan_scan(size: Sizes, B: int, shares: int) -> Scan | None:
+def plan_scan(size: Sizes, B: int, shares: int, element_bytes: int) -> Scan | None:
     """Few rows: a lane a state. Many: 16 bytes of the state a lane, and as many rows as registers and memory allow."""
-    lanes = math.gcd(size.N, 16)
-    rows = 1
-    if B >= 8:
-        while lanes > 1 and size.N // lanes < 4:
-            lanes //= 2
-        rows = 8
-    while rows > 1 and (rows * shares * size.row_partial * 4 > _SHARES_BYTES or rows * size.N // lanes > 32):
+    lanes, rows = (16, 1) if B < 16 else (8, 2) if B < 64 else (4, 8)
+    lanes = math.gcd(size.N, max(lanes, min(32, size.N // 4)))  # a lane holds 4 states if there are enough lanes
+    while rows > 1 and rows * size.N // lanes > 32:
         rows //= 2
-    step = 32 // lanes
-    channels = next((k for k in range(256 // lanes, 0, -1) if size.E % k == 0 and k % step == 0), None)
-    fits = channels is not None and shares * size.row_partial * 4 <= _SHARES_BYTES and size.N // lanes <= 32
-    return Scan(channels, lanes, rows) if fits and channels is not None else None
+    if size.N // lanes > 32:
+        return None
+    while True:
+        for channels in range(256 // lanes, 0, -1):
+            cut = Scan(channels, lanes, rows)
+            whole = size.E % channels == 0 and channels * lanes % 32 == 0
+            if whole and cut.shared_bytes(size, shares, element_bytes) <= _MOST_SHARED:
+                return cut
+        if rows == 1:
+            return None
+        rows //= 2
 
 
 def plan_block(
@@ -110,7 +128,7 @@ def plan_block(
     if size.D % 8 or size.E % 8:
         return None
     cut_in = plan_project_in(size, B, element_bytes, processors)
-    scan = None if cut_in is None else plan_scan(size, B, size.E // (cut_in.warps * cut_in.rows))
+    scan = None if cut_in is None else plan_scan(size, B, size.E // (cut_in.warps * cut_in.rows), element_bytes)
     if cut_in is None or scan is None:
         return None
     return cut_in, scan, plan_project_out(size, B, element_bytes, processors)
@@ -163,10 +181,11 @@ def convolve(
     shares = size.E // cut.channels
     signal = torch.empty(B, size.E, dtype=torch.float32, device=xz.device)
     partial = torch.empty(shares, B, size.row_partial, dtype=torch.float32, device=xz.device)
-    defines = {"CHANNELS": cut.channels, "ROWS": cut.rows, "THREADS": cut.threads}
+    threads = cut.threads(size)
+    defines = {"CHANNELS": cut.channels, "ROWS": cut.rows, "TEAMS": cut.teams, "THREADS": threads}
     _kernel("convolve", "ConvolveArgs", size, xz, **defines).launch(
         (shares, -(-B // cut.rows)),
-        cut.threads,
+        threads,
         True,
         xz=xz,
         conv_weight=conv_weight,
