@@ -134,9 +134,9 @@ class Mamba(SequenceLayer):
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self._reals, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True)
         if selection_norm == "weighted":
-            self.dt_layernorm = RMSNorm(self.dt_rank, SELECTION_NORM_EPS)
-            self.b_layernorm = RMSNorm(self._reals, SELECTION_NORM_EPS)
-            self.c_layernorm = RMSNorm(self._reals, SELECTION_NORM_EPS)
+            options = {"eps": SELECTION_NORM_EPS, "implementation": self._around_the_scan}
+            self.dt_layernorm = RMSNorm(self.dt_rank, **options)
+            self.b_layernorm, self.c_layernorm = RMSNorm(self._reals, **options), RMSNorm(self._reals, **options)
         self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
         if complex:
             self.A_imag = nn.Parameter(torch.empty(self.d_inner, d_state))
@@ -163,6 +163,9 @@ class Mamba(SequenceLayer):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         self.conv1d.reset_parameters()
+        for norm in self.children():
+            if isinstance(norm, RMSNorm):
+                norm.reset_parameters()
         bound = self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         low, high = math.log(self.dt_min), math.log(self.dt_max)
