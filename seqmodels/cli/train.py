@@ -91,7 +91,13 @@ def resume_run(run_dir: str, words: Sequence[str]) -> Any:
                 f"{key} cannot be changed in a run that is resumed, it would no longer be the same run. May be"
                 f" changed: {', '.join(SAFE_WITH_RESUME)}. For a new run from these weights: model_from={run_dir}"
             )
-    config = set_keys(folder.read_config(), words)
+    saved = folder.read_config()
+    if "trainer" not in saved:
+        raise OverrideError(
+            f"{run_dir} was converted, not trained here, and there is nothing to continue; for a new run from its "
+            f"weights: model_from={run_dir}"
+        )
+    config = set_keys(saved, words)
     config["domain"] = absolute_paths(config["domain"])
     if words and os.environ.get("LOCAL_RANK", "0") == "0":
         folder.write_config(config)  # the next resume goes on to the new number of steps

@@ -60,7 +60,7 @@ class Report:
         }
 
     def __str__(self) -> str:
-        renamed = {name: ours for name, ours in self.mapped.items() if ours != (name,)}
+        renamed = {name: ours for name, ours in self.mapped.items() if name not in ours}
         example = next(iter(renamed.items()), None)
         same = len(self.mapped) - len(renamed)
         lines = [

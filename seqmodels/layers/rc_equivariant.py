@@ -28,6 +28,9 @@ from seqmodels.layers.state import State
 class RCPS(SequenceLayer):
     """Makes any layer RC-equivariant: its weights read both strands, half of the channels each.
 
+    For equivariant parts of models of your own. A plain stack of these is not equivariant, because its norms weigh
+    the channels of the strands differently; `RCPSStack` is.
+
     Args:
         d_model: width C = 2D of input and output, an even number.
         layer: makes the layer that is shared, from D.
@@ -43,6 +46,8 @@ class RCPS(SequenceLayer):
         if d_model % 2:
             raise ValueError(f"d_model={d_model}: two strands share the channels, so it must be even")
         self.layer = layer(d_model // 2)
+        self.residual_projections = tuple(f"layer.{name}" for name in self.layer.residual_projections)
+        self.needs_gpu = self.layer.needs_gpu
 
     def forward(
         self,

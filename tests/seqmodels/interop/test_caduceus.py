@@ -356,3 +356,22 @@ def test_other_bidirectional_layers_have_no_place_there(write_run, compose, tmp_
     run = write_run("labels", backbone={**backbone, "n_layers": 1}, head=head, num_classes=2)
     with pytest.raises(ConversionError, match=r"ClassificationHead: Caduceus' layout has MaskedTokenHead"):
         convert(run, tmp_path / "out", to="hf")
+
+
+def test_fine_tuning_starts_from_converted_weights(write_published, random_tensors, tmp_path, capsys):
+    source, run = write_published("source", TINY, published(TINY, random_tensors)), tmp_path / "run"
+    assert main(["convert", f"source={source}", f"target={run}"]) == 0
+    words = ["experiment=species_vertebrates", "head=rc_classification", f"paths.runs={tmp_path}", "name=tuned"]
+    words += ["trainer.max_steps=1", "data.batch_size=2", "domain.dataset.window_bases=32", "optimizer.lr=0.0"]
+    words += ["domain.dataset.eval_windows_per_species=1", f"model_from={run}"]
+    assert main(["train", *words]) == 0
+    assert "left behind: lm_head.weight" in capsys.readouterr().out
+    before, after = (load(folder, "cpu").model.state_dict() for folder in (run, tmp_path / "tuned"))
+    assert type(load(tmp_path / "tuned", "cpu").model.head).__name__ == "RCClassificationHead"
+    backbone = [name for name in before if name.startswith("backbone.")]
+    assert len(backbone) > 30
+    for name in backbone:
+        assert torch.equal(after[name], before[name]), name
+
+    assert main(["train", f"resume={run}"]) == 1
+    assert "was converted, not trained here" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from seqmodels.testing import assert_same, check_laws, check_packing
 COMPLEMENT = COMPLEMENT_OF_ID.tolist()
 TABLE = torch.tensor([*COMPLEMENT, 12, 13, 14, 15])
 D = 6
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def perturbed(module):
@@ -50,12 +51,17 @@ def other_strand(ids_BL):
     return TABLE[ids_BL.flip(1)]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("swap", [True, False])
-def test_hidden_states_are_equivariant(swap):
+def test_hidden_states_are_equivariant(swap, device):
     module, ids_BL = backbone(swap_strands=swap), bases(2, 19)
-    hidden_BLC = module(ids_BL)[0]
+    on_cpu_BLC = module(ids_BL)[0]
+    module.to(device)
+    hidden_BLC = module(ids_BL.to(device))[0]
     assert hidden_BLC.shape == (2, 19, 2 * D)
-    assert_same(module(other_strand(ids_BL))[0], hidden_BLC.flip(1, 2), "hidden states of the other strand")
+    assert_same(hidden_BLC.cpu(), on_cpu_BLC, f"hidden states on {device}")
+    other_BLC = module(other_strand(ids_BL).to(device))[0]
+    assert_same(other_BLC, hidden_BLC.flip(1, 2), "hidden states of the other strand")
     assert (hidden_BLC - hidden_BLC.flip(1, 2)).abs().max() > 0.1  # and not trivially so
 
 
@@ -67,13 +73,15 @@ def test_logits_of_masked_symbols_are_equivariant():
     assert network.head.weight is network.backbone.embedding.weight
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_classification_is_invariant_with_padding_too(pooling):
-    network = model(RCClassificationHead(d_model=D, num_classes=3, pooling=pooling))
+def test_classification_is_invariant_with_padding_too(pooling, device):
+    network = model(RCClassificationHead(d_model=D, num_classes=3, pooling=pooling)).to(device)
     ids_BL, lengths_B = bases(3, 15), torch.tensor([15, 9, 4])
     flipped_BL = rc.reverse_complement_ids(ids_BL, TABLE, lengths_B=lengths_B)
     assert torch.equal(flipped_BL[1, :9], other_strand(ids_BL[1:2, :9])[0])
     assert torch.equal(flipped_BL[1, 9:], ids_BL[1, 9:])
+    ids_BL, flipped_BL, lengths_B = ids_BL.to(device), flipped_BL.to(device), lengths_B.to(device)
     logits_BO = network(ids_BL, lengths_B=lengths_B)[0]
     assert_same(network(flipped_BL, lengths_B=lengths_B)[0], logits_BO, "logits of the other strand")
     for row, length in enumerate(lengths_B.tolist()):
@@ -124,6 +132,7 @@ def test_a_layer_under_rcps_is_the_layer_on_each_strand():
     layer = perturbed(rc.RCPS(2 * D, layer=partial(Mamba, d_state=4)))
     x_BLC = torch.randn(2, 11, 2 * D)
     y_BLC = layer(x_BLC)[0]
+    assert layer.residual_projections == ("layer.out_proj",)
     assert_same(y_BLC[..., :D], layer.layer(x_BLC[..., :D])[0], "the strand as given")
     assert_same(y_BLC[..., D:], layer.layer(x_BLC[..., D:].flip(1, 2))[0].flip(1, 2), "the other strand")
     assert_same(layer(x_BLC.flip(1, 2))[0], y_BLC.flip(1, 2), "RC of the input")
