@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Integer
 
 from domains.dna.intervals import Interval
 
@@ -36,9 +36,9 @@ class WindowTable:
     """
 
     contigs: tuple[str, ...]
-    contig_index: Int64[np.ndarray, " windows"]
-    starts: Int64[np.ndarray, " windows"]
-    ends: Int64[np.ndarray, " windows"]
+    contig_index: Integer[np.ndarray, " windows"]
+    starts: Integer[np.ndarray, " windows"]
+    ends: Integer[np.ndarray, " windows"]
 
     @classmethod
     def of(cls, intervals: Sequence[Interval]) -> WindowTable:
@@ -64,6 +64,15 @@ class WindowTable:
         present, first = np.unique(self.contig_index[order], return_index=True)
         for row, rows in zip(present.tolist(), np.split(order, first[1:])):
             yield self.contigs[row], rows
+
+    def compact(self) -> WindowTable:
+        """The same windows in the smallest integers that hold them: what is kept, and copied to every worker."""
+        longest = int(self.ends.max(initial=0))
+        coordinate = np.int32 if longest < 2**31 else np.int64
+        index = np.min_scalar_type(len(self.contigs))
+        return WindowTable(
+            self.contigs, self.contig_index.astype(index), self.starts.astype(coordinate), self.ends.astype(coordinate)
+        )
 
     def spread(self, count: int) -> WindowTable:
         """At most `count` of the windows, evenly spaced through the table."""

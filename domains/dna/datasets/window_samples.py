@@ -104,7 +104,8 @@ class FixedWindows:
         labels: np.ndarray | None = None,
         changes: Changes | None = None,
     ):
-        self.reader, self.windows, self.labels, self.changes = reader, windows, labels, changes or Changes()
+        self.reader, self.windows, self.labels = reader, windows.compact(), labels
+        self.changes = changes or Changes()
         self._regions_of: dict[str, list[Interval]] = {}
         for region in self.changes.regions if self.changes.max_shift_bases else ():
             self._regions_of.setdefault(region.contig, []).append(region)

@@ -67,6 +67,16 @@ def test_tile_arguments():
     assert len(tile([], 3)) == 0
 
 
+def test_compact_tables_hold_the_same():
+    intervals = [Interval(f"c{i % 300}", 7 * i, 7 * i + 5) for i in range(1000)]
+    table = WindowTable.of(intervals)
+    small = table.compact()
+    assert [small[row] for row in range(1000)] == intervals
+    assert sum(x.nbytes for x in (small.contig_index, small.starts, small.ends)) == 1000 * (2 + 4 + 4)
+    far = WindowTable.of([Interval("c", 2**31 - 2, 2**31 + 3)]).compact()
+    assert far[0] == Interval("c", 2**31 - 2, 2**31 + 3)
+
+
 def test_spread_takes_windows_evenly():
     windows = tile([Interval("chr1", 0, 1000)], 10)
     assert windows.spread(4).starts.tolist() == [0, 250, 500, 750]
