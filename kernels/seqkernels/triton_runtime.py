@@ -70,7 +70,9 @@ def kernels(op: str) -> Any:
     return importlib.import_module(f"seqkernels.{op}.triton_kernels")
 
 
-def compile_for(kernel: Any, arguments: Mapping[str, Any], capability: int, num_warps: int) -> Any:
+def compile_for(
+    kernel: Any, arguments: Mapping[str, Any], capability: int, num_warps: int, num_stages: int | None = None
+) -> Any:
     """Compile a kernel ahead of time for a GPU that need not be there, as a launch with these arguments would.
 
     Args:
@@ -79,6 +81,7 @@ def compile_for(kernel: Any, arguments: Mapping[str, Any], capability: int, num_
             Triton type ("i32", "i64", "fp32"; integers are taken as divisible by 16), or to a compile-time value.
         capability: 80, 90, 100, ...
         num_warps: warps in a program.
+        num_stages: iterations of a loop whose loads are in flight; None for Triton's default.
 
     Returns:
         Triton's compiled kernel; `.asm["ptx"]` and `.asm["cubin"]` hold the code.
@@ -101,4 +104,5 @@ def compile_for(kernel: Any, arguments: Mapping[str, Any], capability: int, num_
             signature[name] = "constexpr"
             constants[name] = value
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    options = {"num_warps": num_warps} | ({} if num_stages is None else {"num_stages": num_stages})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from seqkernels import triton_runtime
+from seqkernels.dispatch import constant
 from seqkernels.library import register
 
 
@@ -82,6 +83,15 @@ def plan(L: int, P: int, N: int, dtype: torch.dtype) -> Plan:
 
 def _power_of_2(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
+
+
+@constant
+def _stages(device_index: int, n_blocks: int) -> int:
+    """Tiles in flight: those of the next head too where shared memory holds them (130 KB; 200 KB with N above 128)."""
+    if triton_runtime.interpreting():
+        return 1
+    room = torch.cuda.get_device_properties(device_index).shared_memory_per_block_optin
+    return 2 if room >= (140_000 if n_blocks == 1 else 205_000) else 1
 
 
 #: Programs that keep an H200 busy: about eight for each of its 132 multiprocessors.
@@ -180,6 +190,7 @@ def _forward(
     p_blocks, n_blocks = -(-P // cut.block_p), -(-N // cut.block_n)
     heads = heads_of_a_program(chunks.count, H, G)
     slices = G * -(-(H // G) // heads)
+    stages = _stages(x.device.index, n_blocks)
     block, pass_warps = _pass_block(chunks.sequences, H, P * N)
     tiles = {"PACKED": packed, "Q": cut.q}
     with torch.cuda.device_of(x):
@@ -203,7 +214,7 @@ def _forward(
             x, b, c, a if d is None else d.contiguous(), states, steps, high, low, chunks.table, y,
             *x.stride()[:3], *b.stride()[:3], *c.stride()[:3], L, chunks.per_row, H, P, N, H // G, slices,
             HAS_D=d is not None, PRECISE=precise, BLOCK_P=cut.block_p, BLOCK_N=cut.block_n, N_BLOCKS=n_blocks,
-            HEADS=heads, num_warps=cut.warps, num_stages=2, **tiles,
+            HEADS=heads, num_warps=cut.warps, num_stages=stages, **tiles,
         )  # fmt: skip
     return y, final, states, steps, high, low
 
@@ -257,6 +268,7 @@ def _backward(
     heads = heads_of_a_program(chunks.count, H, G)
     per_group = -(-(H // G) // heads)
     slices = G * per_group
+    stages = _stages(x.device.index, n_blocks)
     block, pass_warps = _pass_block(chunks.sequences, H, P * N)
     pass_blocks = -(-(P * N) // block)
     dx, ddt, db, dc, dinitial, _ = _empty_gradients(x, dt, a, b, c, cu_seqlens)
@@ -290,7 +302,7 @@ def _backward(
             dx, direct, pair_reads, pair_writes, writes, dskip,
             *x.stride()[:3], *dy.stride()[:3], *b.stride()[:3], *c.stride()[:3], *where, slices,
             HAS_D=d is not None, N_BLOCKS=n_blocks, HEADS=heads, BLOCK_Q=cut.block_q,
-            num_warps=cut.warps, num_stages=2, **products,
+            num_warps=cut.warps, num_stages=stages, **products,
         )  # fmt: skip
         for of_b, out in ((False, dc), (True, db)):
             partial = out if per_group == 1 else scratch(per_group, *out.shape)
@@ -298,7 +310,7 @@ def _backward(
             kernels.projection_gradients[(chunks.count * slices, n_blocks)](
                 own, other, projection, state, steps, high, low, chunks.table, partial,
                 *own.stride()[:3], *other.stride()[:3], *projection.stride()[:3], *where, G, slices, out.numel(),
-                OF_B=of_b, HEADS=heads, num_warps=cut.warps, num_stages=2, **products,
+                OF_B=of_b, HEADS=heads, num_warps=cut.warps, num_stages=stages, **products,
             )  # fmt: skip
             if per_group > 1:
                 kernels.add_slices[(-(-out.numel() // 1024),)](

@@ -54,12 +54,12 @@ def _dot(a, b, acc):
 
 
 @triton.jit
-def _decay(high_q, low_q, high_k, low_k, reaches, PRECISE: tl.constexpr):
-    """What is left at q of what was written at k; 0 where k does not reach q."""
+def _decay(high_q, low_q, high_k, low_k, PRECISE: tl.constexpr):
+    """What is left at q of what was written at k <= q; pairs the other way round give 1, to be masked elsewhere."""
     gap = high_q - high_k
     if PRECISE:
         gap += low_q - low_k
-    return exp2(tl.where(reaches, gap, float("-inf")))
+    return exp2(tl.minimum(gap, 0.0))
 
 
 @triton.jit
@@ -319,7 +319,7 @@ def chunk_output(
     y += (batch * L + start) * H * P
     tiles = _projection_tiles(c, q, stride_cl, count, N, BLOCK_N, N_BLOCKS, PRECISE)
     products = _products(tiles, c, b, q, q, stride_cl, stride_bl, count, N, BLOCK_N, N_BLOCKS, PRECISE)
-    reaches = q[:, None] >= q[None, :]
+    products = tl.where(q[:, None] >= q[None, :], products, 0.0)
     p_blocks = tl.cdiv(P, BLOCK_P)
     for v in range(first * p_blocks, last * p_blocks):
         h = v // p_blocks
@@ -332,7 +332,7 @@ def chunk_output(
         state = states + (chunk * H + h) * P * N
         out = _through_state(tiles, c, q, stride_cl, count, state, p, P, N, BLOCK_N, N_BLOCKS, PRECISE)
         out *= exp2(exponent)[:, None]
-        decay = _decay(exponent[:, None], rest[:, None], exponent[None, :], rest[None, :], reaches, PRECISE)
+        decay = _decay(exponent[:, None], rest[:, None], exponent[None, :], rest[None, :], PRECISE)
         weights = products * decay * step[None, :]
         if HAS_D:
             weights += tl.where(q[:, None] == q[None, :], tl.load(d + h), 0.0)
@@ -372,7 +372,7 @@ def input_gradients(
     for i in tl.static_range(Q // BLOCK_Q):
         q = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
         block = _products(tiles, b, c, k, q, stride_bl, stride_cl, count, N, BLOCK_N, N_BLOCKS, PRECISE)
-        products = products + (block,)  # noqa: RUF005
+        products = products + (tl.where(k[:, None] <= q[None, :], block, 0.0),)  # noqa: RUF005
     p_blocks = tl.cdiv(P, BLOCK_P)
     for v in range(first * p_blocks, last * p_blocks):
         h = v // p_blocks
@@ -401,8 +401,7 @@ def input_gradients(
             q = i * BLOCK_Q + tl.arange(0, BLOCK_Q)
             exponent_q = tl.load(high + vector + q)
             rest_q = tl.load(low + vector + q) if PRECISE else exponent_q
-            reaches = k[:, None] <= q[None, :]
-            decay = _decay(exponent_q[None, :], rest_q[None, :], exponent[:, None], rest[:, None], reaches, PRECISE)
+            decay = _decay(exponent_q[None, :], rest_q[None, :], exponent[:, None], rest[:, None], PRECISE)
             weights = products[i] * decay
             dy_tile = _load(dy + h * stride_yh, q, stride_yl, p, count, P)
             inner = _dot(x_tile, tl.trans(dy_tile), tl.zeros([Q, BLOCK_Q], tl.float32))
@@ -452,7 +451,6 @@ def projection_gradients(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     own += batch * stride_ob + start * stride_ol
     other += batch * stride_tb + start * stride_tl
-    reaches = i[:, None] <= i[None, :] if OF_B else i[:, None] >= i[None, :]
     summed = tl.zeros([Q, Q], tl.float32)
     p_blocks = tl.cdiv(P, BLOCK_P)
     for v in range(first * p_blocks, last * p_blocks):
@@ -466,11 +464,15 @@ def projection_gradients(
         other_tile = _load(other + h * stride_th, i, stride_tl, p, count, P)
         inner = _dot(own_tile, tl.trans(other_tile), tl.zeros([Q, Q], tl.float32))
         if OF_B:
-            decay = _decay(exponent[None, :], rest[None, :], exponent[:, None], rest[:, None], reaches, PRECISE)
+            decay = _decay(exponent[None, :], rest[None, :], exponent[:, None], rest[:, None], PRECISE)
             summed += inner * (decay * step[:, None])
         else:
-            decay = _decay(exponent[:, None], rest[:, None], exponent[None, :], rest[None, :], reaches, PRECISE)
+            decay = _decay(exponent[:, None], rest[:, None], exponent[None, :], rest[None, :], PRECISE)
             summed += inner * (decay * step[None, :])
+    if OF_B:
+        summed = tl.where(i[:, None] <= i[None, :], summed, 0.0)
+    else:
+        summed = tl.where(i[:, None] >= i[None, :], summed, 0.0)
     source = projection + batch * stride_pb + start * stride_pl + group * stride_pg
     total = tl.zeros([Q, BLOCK_N], tl.float32)
     total = _dot(summed.to(own.dtype.element_ty), _load(source, i, stride_pl, n, count, N), total)
