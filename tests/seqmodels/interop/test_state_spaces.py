@@ -123,7 +123,7 @@ def model_shapes(config, mixer_shapes, **sizes):
         ({**MAMBA_130M, "d_model": 2560, "n_layer": 64}, mamba_shapes, 2_768_345_600),
         (MAMBA2_130M, mamba2_shapes, 128_989_632),
         ({**MAMBA2_130M, "d_model": 2560, "n_layer": 64}, mamba2_shapes, 2_702_599_680),
-        (MAMBA2ATTN_2_7B, mamba2_shapes, None),
+        (MAMBA2ATTN_2_7B, mamba2_shapes, 2_697_590_880),
         ({**MAMBA2ATTN_2_7B, "d_intermediate": 4096, "n_layer": 32, "attn_layer_idx": [7]}, mamba2_shapes, None),
     ],
     ids=["mamba-130m", "mamba-2.8b", "mamba2-130m", "mamba2-2.7b", "mamba2attn-2.7b", "with MLPs"],
@@ -138,7 +138,6 @@ def test_released_sizes_map_name_by_name(config, shapes, parameters):
         model = build(spec)
     if parameters is not None:
         assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert layout.spec(layout.config(spec, {}), {}) == layout.spec(layout.config(spec, {}), {})
     again = layout.spec(layout.config(spec, {}), {})
     assert Expected.of(again) == expected
 
