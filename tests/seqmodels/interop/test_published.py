@@ -166,7 +166,7 @@ def test_the_command(source, tmp_path, capsys):
     assert "exists: name a new folder" in capsys.readouterr().err
 
 
-def test_converted_with_data_it_is_scored_and_evaluated(write_run, tmp_path, capsys):
+def test_converted_with_data_it_evaluates_generates_and_scores(write_run, tmp_path, capsys):
     exported, run = tmp_path / "published", tmp_path / "run"
     assert main(["convert", f"source={write_run('ours')}", f"target={exported}", "to=state-spaces"]) == 0
     words = ["domain=dna_windows", "domain.dataset.window_bases=64"]
@@ -175,6 +175,15 @@ def test_converted_with_data_it_is_scored_and_evaluated(write_run, tmp_path, cap
     assert "bits_per_base" in capsys.readouterr().out
     assert main(["generate", f"run={run}", "length=20"]) == 0
     assert set((run / "results" / "generated-0.fa").read_text().split("\n")[1]) <= set("ACGT")
+
+    (tmp_path / "a.fa").write_text(">one\n" + "ACGT" * 50 + "\n")
+    header = "##fileformat=VCFv4.2\n##contig=<ID=one,length=200>\n"
+    columns = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    (tmp_path / "a.vcf").write_text(f"{header}{columns}one\t101\t.\tA\tG\t.\t.\t.\n")
+    scored = tmp_path / "scored.vcf"
+    words = [f"vcf={tmp_path / 'a.vcf'}", f"fasta={tmp_path / 'a.fa'}", f"output={scored}"]
+    assert main(["score", f"run={run}", *words, "scorer.window_bases=64"]) == 0
+    assert scored.read_text().splitlines()[-1].split("\t")[7] != "."
 
 
 def test_without_data_evaluate_says_so(source, tmp_path, capsys):
