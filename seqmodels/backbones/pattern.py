@@ -14,6 +14,7 @@ from seqmodels.layers.base import LayerFactory
 LETTERS: dict[str, str] = {
     "M": "mamba2",
     "m": "mamba",
+    "z": "mamba_complex",
     "*": "attention",
     "-": "mlp",
     "s": "s4d",
