@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "loss and metrics of a run on a held-out split"),
     "generate": ("generate", "write new sequences with a trained model, as FASTA or sound"),
     "score": ("score", "score variants: how likely the model finds each alternative allele"),
+    "mutagenesis": ("mutagenesis", "score every substitution of a region; a table and a sequence logo"),
     "embed": ("embed", "embeddings and log-likelihoods of DNA of any length, in constant memory"),
     "convert": ("convert", "published weights (state-spaces, Hugging Face, Caduceus) to a run folder, and back"),
     "describe": ("describe", "parameters, operations, state and memory of a model: will a length fit?"),
