@@ -7,8 +7,9 @@ as used in SaShiMi (Goel et al. 2022), with the names and initialisation of the 
 step size dt = exp(log_dt) a channel and modes A = -exp(log_A_real) + i A_imag; B is 1 (C learns both).
 `diagonal_lti.py` runs it: by convolution for any L, as a recurrence for one position.
 
-The full S4 (a diagonal plus a low-rank part) is left out on purpose: carrying a state through it needs dense N x N
-products and a kernel length fixed beforehand, and no result this toolkit aims at rests on it.
+The full S4 (a diagonal plus a low-rank part) is left out on purpose: its kernel is made for a length fixed
+beforehand and its state moves by dense N x N products; where a state is carried, its authors recommend S4D
+(`models/s4/README.md` of state-spaces/s4), and pieces that continue each other are a law here.
 """
 
 from __future__ import annotations
