@@ -27,7 +27,9 @@ def run(words: Sequence[str]) -> int:
     from seqmodels.data.download import fetch
 
     with bar("downloading", None, "byte") as move:
-        paths = fetch(files, folder, unpack=config["unpack"], progress=move)
+        # The total is that of one file: of several, the bar shows the rate alone.
+        one = len(files) == 1
+        paths = fetch(files, folder, unpack=config["unpack"], progress=lambda more, of: move(more, of if one else None))
     print(f"folder      {folder}")
     print(f"files       {', '.join(str(path) for path in paths[:4])}{' …' if len(paths) > 4 else ''}")
     if use and config["folder"] is None:

@@ -31,7 +31,7 @@ RECORD = "downloads.json"
 ATTEMPTS = 5
 _CHUNK = 1 << 20
 _ARRIVING = 1 << 14  # bytes written at a time; fewer are lost when a connection breaks
-Progress = Callable[[int, "int | None"], None]  # bytes more, bytes in all (None: unknown)
+Progress = Callable[[int, "int | None"], None]  # bytes more (fewer where it starts anew), bytes in all (None: unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,7 @@ class Resuming:
 
     def __init__(self, partial: Path, *, trusted: bool, progress: Progress) -> None:
         self.partial, self.trusted, self.progress = partial, trusted, progress
+        self.told = 0  # bytes that `progress` knows of
         self.note = partial.with_name(f"{partial.name}.json")  # url and version of what has arrived
 
     @property
@@ -185,15 +186,19 @@ class Resuming:
             begun = self.arrived if going_on else 0
             size = response.headers.get("Content-Length")
             total = None if size is None else begun + int(size)
-            self.progress(begun, total)
+            self._tell(begun, total)
             with open(self.partial, "ab" if going_on else "wb") as file:
                 for chunk in response.iter_content(_ARRIVING):
                     file.write(chunk)
-                    self.progress(len(chunk), total)
+                    self._tell(self.told + len(chunk), total)
         if total is not None and self.arrived != total:
             raise requests.ConnectionError(f"{self.arrived} of {total} bytes arrived")
         shutil.move(self.partial, str(output_file))
         self.note.unlink(missing_ok=True)
+
+    def _tell(self, arrived: int, total: int | None) -> None:
+        self.progress(arrived - self.told, total)
+        self.told = arrived
 
     def _where_to_go_on(self, url: str) -> dict[str, str]:
         if not self.arrived:

@@ -104,8 +104,12 @@ def test_a_file_arrives_once(server, tmp_path: Path):
 
 def test_it_goes_on_where_it_broke_off(server, tmp_path: Path):
     server.files["/x.bin"], server.breaks = BYTES, 2
-    fetch([RemoteFile(f"{server.url}/x.bin", "x.bin", sha256(BYTES))], tmp_path)
+    moved = []
+    file = RemoteFile(f"{server.url}/x.bin", "x.bin", sha256(BYTES))
+    fetch([file], tmp_path, progress=lambda more, total: moved.append((more, total)))
     assert (tmp_path / "x.bin").read_bytes() == BYTES
+    assert sum(more for more, _ in moved) == len(BYTES), "no byte counts twice"
+    assert {total for _, total in moved} == {len(BYTES)}
     assert [asked for _, asked in server.seen] == [None, "bytes=98304-", "bytes=196608-"], "in whole pieces of 16 KiB"
 
 
