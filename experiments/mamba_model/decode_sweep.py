@@ -1,10 +1,11 @@
 """Times the cuts of the decode step's kernels on a GPU, at the sizes of the 130M model, and prints the best.
 
-    python experiments/mamba_model/decode_sweep.py [compare] [step] [kernels] [few] [scan] [convolve] [four]
+    python experiments/mamba_model/decode_sweep.py [compare] [step] [kernels] [pairs] [few] [four] [draws]
 
 `compare` holds the kernels against plain PyTorch; `step` times the whole model's step, `kernels` its kernels by name;
-`few` and `four` time the three kernels of a whole block for 1 and 4 rows, 24 layers in one graph; `scan` and
-`convolve` one kernel each for many rows. Each layer has its own weights, so that none comes from the L2 cache by luck.
+`few` and `four` time the three kernels of a whole block for 1 and 4 rows, 24 layers in one graph; `pairs` the two
+between cuBLAS's projections for many rows; `draws` what `generate` does besides the step. Each layer has its own
+weights, so that none comes from the L2 cache by luck.
 """
 
 from __future__ import annotations
@@ -108,12 +109,12 @@ def chain(
 ) -> Tensor:
     made = launch.project_in(
         x, t["residual"], t["norm_weight"], 1e-5, t["in_proj"], None, t["conv_weight"], t["conv_bias"], t["x_proj"],
-        t["conv_state"], t["conv_state"], SIZE, cut_in,
+        t["conv_state"], t["conv_state"], SIZE, cut_in, True,
     )  # fmt: skip
     if parts == "in":
         return x
     weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
-    y = launch.scan(made.signal, made.gate, made.partial, t["state"], t["state"], *weights, SIZE, cut_scan)
+    y = launch.scan(made.signal, made.gate, made.partial, t["state"], t["state"], *weights, SIZE, cut_scan, False)
     return x if parts == "in+scan" else launch.project_out(y, t["out_proj"], None, SIZE, cut_out)
 
 
@@ -145,7 +146,7 @@ def between(t: dict[str, Tensor], convolve: Convolve, scan: Scan) -> Tensor:
         t["xz"], state, state, t["conv_weight"], t["conv_bias"], t["x_proj"], SIZE, convolve
     )
     weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
-    return launch.scan(signal, t["xz"][:, SIZE.E :], partial, t["state"], t["state"], *weights, SIZE, scan)
+    return launch.scan(signal, t["xz"][:, SIZE.E :], partial, t["state"], t["state"], *weights, SIZE, scan, True)
 
 
 def report(what: str, rows: list[tuple[float, Any]]) -> None:
@@ -198,44 +199,35 @@ def four() -> None:
     few_rows(4, [(i, s, FIRST[2]) for i in ins for s in (Scan(16, 16, 1), Scan(16, 16, 4), Scan(32, 8, 2))])
 
 
-def scan() -> None:
-    for B in (16, 128):
+def pairs() -> None:
+    """The two kernels between the projections, one behind the other, and each alone."""
+    for B in (128, 16):
         weights = layers(B)
         rows: list[tuple[float, Any]] = []
-        for shares, channels, lanes, many in (
-            (12, 64, 4, 8), (12, 32, 4, 8), (12, 48, 4, 8), (12, 64, 4, 4), (12, 32, 4, 4), (12, 64, 2, 4),
-            (24, 64, 4, 4), (24, 32, 4, 4), (24, 32, 8, 4), (24, 32, 8, 2), (24, 64, 2, 4), (12, 32, 8, 4),
-        ):  # fmt: skip
-            cut = Scan(channels, lanes, many)
-            partial = torch.randn(shares, B, SIZE.row_partial, device=device)
-            signal = torch.randn(B, SIZE.E, device=device)
-
-            def run(cut=cut, partial=partial, signal=signal, weights=weights) -> None:
-                for t in weights:
-                    own = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
-                    launch.scan(signal, t["xz"][:, SIZE.E :], partial, t["state"], t["state"], *own, SIZE, cut)
-
-            tried(run, rows, (cut, f"{shares} shares"))
-        report(f"scan, B {B}", rows)
-
-
-def convolve() -> None:
-    for B in (16, 128):
-        weights = layers(B)
-        rows: list[tuple[float, Any]] = []
-        for channels, many, teams in (
-            (128, 8, 4), (128, 4, 4), (128, 8, 2), (128, 16, 4), (64, 8, 2), (64, 8, 4), (64, 16, 2), (64, 16, 4),
-            (32, 16, 2), (96, 8, 4), (128, 8, 8),
-        ):  # fmt: skip
-            cut = Convolve(channels, many, teams)
+        convolves = [Convolve(128, 8, 4), Convolve(128, 4, 4), Convolve(128, 8, 2), Convolve(128, 16, 4)]
+        convolves += [Convolve(64, 8, 2), Convolve(64, 8, 4), Convolve(64, 16, 4), Convolve(96, 8, 4)]
+        scans = [Scan(64, 4, 8), Scan(32, 4, 8), Scan(64, 4, 4), Scan(32, 8, 4), Scan(64, 2, 4), Scan(32, 8, 2)]
+        first = convolves[0], scans[0]
+        for cut in [*((c, first[1]) for c in convolves), *((first[0], s) for s in scans[1:])]:
+            if cut[1].shared_bytes(SIZE, SIZE.E // cut[0].channels, 2) > 48 * 1024:
+                cut = (cut[0], Scan(64, 4, 4))
 
             def run(cut=cut, weights=weights) -> None:
+                for t in weights:
+                    between(t, *cut)
+
+            tried(run, rows, cut)
+        report(f"convolve and scan, B {B}", rows)
+        rows = []
+        for cut in convolves:
+
+            def run_first(cut=cut, weights=weights) -> None:
                 for t in weights:
                     s = t["conv_state"]
                     launch.convolve(t["xz"], s, s, t["conv_weight"], t["conv_bias"], t["x_proj"], SIZE, cut)
 
-            tried(run, rows, cut)
-        report(f"convolve, B {B}", rows)
+            tried(run_first, rows, cut)
+        report(f"convolve alone, B {B}", rows)
 
 
 def step() -> None:
@@ -268,12 +260,23 @@ def kernels() -> None:
             print(f"   {e.self_device_time_total:7.1f} us x{e.count:4d}  {e.key[:90]}", flush=True)
 
 
+def draws() -> None:
+    from seqmodels.inference.sampling import Sampling
+
+    for B in (1, 128):
+        logits, uniform = torch.randn(B, 50_280, device="cuda"), torch.rand(B, device="cuda", dtype=torch.float64)
+        for sampling in (Sampling(top_k=50), Sampling(), Sampling(top_k=50, top_p=0.9), Sampling(temperature=0)):
+            us = graph_us(lambda s=sampling, x=logits, u=uniform: s.pick(x, u))
+            print(f"draw, B {B}, {sampling}: {us:.0f} us")
+        print(f"log-softmax, B {B}: {graph_us(lambda x=logits: torch.log_softmax(x, -1)):.0f} us", flush=True)
+
+
 def main() -> None:
-    parts = {f.__name__: f for f in (compare, step, kernels, few, scan, convolve, four)}
+    parts = {f.__name__: f for f in (compare, step, kernels, pairs, few, four, draws)}
     chosen = sys.argv[1:] or list(parts)
     torch.manual_seed(0)
     begin = time.perf_counter()
-    compile_in_parallel([parts[name] for name in chosen if name in ("few", "four", "scan", "convolve")])
+    compile_in_parallel([parts[name] for name in chosen if name in ("few", "four", "pairs")])
     print(f"-- compiled: {time.perf_counter() - begin:.0f} s so far", flush=True)
     for name in chosen:
         try:

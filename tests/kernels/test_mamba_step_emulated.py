@@ -73,7 +73,6 @@ class EmulatedKernel:
         self._args = nvrtc.struct_of(source, args)
 
     def launch(self, grid: int | tuple[int, int], threads: int, early: bool = False, /, **arguments) -> None:
-        assert early
         struct = self._args(**{n: v.data_ptr() if isinstance(v, Tensor) else v for n, v in arguments.items()})
         x, y = (grid, 1) if isinstance(grid, int) else grid
         self._library.run(ctypes.byref(struct), x, y, threads)
@@ -144,7 +143,7 @@ def test_convolve_and_scan_equal_the_reference(case: str) -> None:
     signal, partial = launch.convolve(t["xz"], *convolution, size, convolve)
     z = t["xz"][:, size.E :]
     y = launch.scan(
-        signal, z, partial, state, state, *(t[n] for n in ("dt_proj", "dt_bias", "a", "d")), size, scan
+        signal, z, partial, state, state, *(t[n] for n in ("dt_proj", "dt_bias", "a", "d")), size, scan, True
     )
     for ours, exact, what in zip((y, conv_state, state), expected, ("y", "conv_state", "state"), strict=True):
         assert_close(ours, exact, what)
@@ -175,11 +174,25 @@ def test_a_whole_block_equals_the_reference(case: str, bare: bool) -> None:
     conv_state, state = t["conv_state"].clone(), t["state"].clone()
     made = launch.project_in(
         t["x"], optional["residual"], t["norm_weight"], 1e-5, t["in_proj"], optional["in_bias"], t["conv_weight"],
-        optional["conv_bias"], t["x_proj"], conv_state, conv_state, size, cut_in,
+        optional["conv_bias"], t["x_proj"], conv_state, conv_state, size, cut_in, True,
     )  # fmt: skip
     weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
-    y = launch.scan(made.signal, made.gate, made.partial, state, state, *weights, size, cut_scan)
+    y = launch.scan(made.signal, made.gate, made.partial, state, state, *weights, size, cut_scan, False)
     out = launch.project_out(y, t["out_proj"], optional["out_bias"], size, cut_out)
     names = ("out", "residual", "conv_state", "state")
     for ours, target, what in zip((out, made.residual, conv_state, state), expected, names, strict=True):
         assert_close(ours, target, what)
+
+
+def test_weights_are_unchanged_once_a_step_has_seen_them_as_they_are() -> None:
+    first, second = torch.ones(3), torch.ones(3)
+    assert not launch.unchanged((first, None, second))
+    assert launch.unchanged((first, None, second))
+    second.add_(1)
+    assert not launch.unchanged((first, second)), "the kernel that changed it may still run"
+    assert launch.unchanged((first, second))
+    assert not launch.unchanged((first, second.clone()))
+    with torch.inference_mode():
+        untracked = torch.ones(3)
+    assert not launch.unchanged((untracked,))
+    assert not launch.unchanged((untracked,))

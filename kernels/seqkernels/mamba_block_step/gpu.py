@@ -66,11 +66,11 @@ def _run(
     cut_in, cut_scan, cut_out = plan
     made = launch.project_in(
         x, residual, w.norm_D, eps, w.in_proj, w.in_bias_2E, w.conv_EW, w.conv_bias_E, w.x_proj, conv_state,
-        new_conv_state, size, cut_in,
+        new_conv_state, size, cut_in, launch.unchanged(w),
     )  # fmt: skip
     old, new = aligned(state), aligned(new_state)
     of_scan = (w.dt_proj_ER, w.dt_bias_E, w.a_EN, w.d_E)
-    y = launch.scan(made.signal, made.gate, made.partial, old, new, *of_scan, size, cut_scan)
+    y = launch.scan(made.signal, made.gate, made.partial, old, new, *of_scan, size, cut_scan, False)
     if new is not new_state:
         new_state.copy_(new)
     return launch.project_out(y, w.out_proj_DE, w.out_bias_D, size, cut_out), made.residual

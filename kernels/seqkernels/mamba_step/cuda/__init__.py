@@ -78,7 +78,7 @@ def _run(
     convolve, scan = plan
     signal, partial = launch.convolve(xz, conv_state, new_conv_state, conv_weight, conv_bias, x_proj, size, convolve)
     old, new = aligned(state), aligned(new_state)
-    y = launch.scan(signal, xz[:, E:], partial, old, new, dt_proj, dt_bias, a, d, size, scan)
+    y = launch.scan(signal, xz[:, E:], partial, old, new, dt_proj, dt_bias, a, d, size, scan, True)
     if new is not new_state:
         new_state.copy_(new)
     return y

@@ -7,11 +7,13 @@ A step of a block between its projections is `convolve` and `scan`; a step of a 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from seqkernels import nvrtc
 from seqkernels.dispatch import constant
@@ -155,6 +157,24 @@ def _rows_in_registers(length: int, B: int, element_bytes: int) -> int:
     return max(1, min(12 // pieces, 32 // B))
 
 
+_seen: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> its version when a step last took it
+
+
+def unchanged(weights: Iterable[Tensor | None]) -> bool:
+    """Whether every weight has been seen as it is by an earlier step, so that no kernel still writes it.
+
+    Kernels read their weights before they wait for the kernel in front of them; that one may be an optimizer's, or the
+    conversion of a weight to another dtype.
+    """
+    changed = False
+    for weight in weights:
+        if weight is not None:
+            version = None if weight.is_inference() else weight._version
+            if version is None or _seen.get(weight) != version:
+                _seen[weight], changed = version, True
+    return not changed
+
+
 @constant
 def processors(index: int) -> int:
     """Multiprocessors of a GPU."""
@@ -176,7 +196,10 @@ def convolve(
     size: Sizes,
     cut: Convolve,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the convolved signal (B, E) and the shares of x_proj (shares, B, row_partial), both fp32."""
+    """Returns the convolved signal (B, E) and the shares of x_proj (shares, B, row_partial), both fp32.
+
+    Begins when all before it has ended, so that `scan` behind it finds weights and states settled.
+    """
     B = xz.shape[0]
     shares = size.E // cut.channels
     signal = torch.empty(B, size.E, dtype=torch.float32, device=xz.device)
@@ -186,7 +209,7 @@ def convolve(
     _kernel("convolve", "ConvolveArgs", size, xz, **defines).launch(
         (shares, -(-B // cut.rows)),
         threads,
-        True,
+        False,
         xz=xz,
         conv_weight=conv_weight,
         conv_bias=conv_bias,
@@ -213,8 +236,12 @@ def scan(
     d: Tensor,
     size: Sizes,
     cut: Scan,
+    settled: bool,
 ) -> Tensor:
-    """Returns the gated output y (B, E) in dt_proj's dtype; z (B, E) may be strided, fp32 or of that dtype too."""
+    """Returns the gated output y (B, E) in dt_proj's dtype; z (B, E) may be strided, fp32 or of that dtype too.
+
+    `settled`: the kernel in front began when all before it had ended, so nothing still writes the states.
+    """
     B = signal.shape[0]
     y = torch.empty(B, size.E, dtype=dt_proj.dtype, device=signal.device)
     defines = {"CHANNELS": cut.channels, "LANES": cut.lanes, "ROWS": cut.rows, "SHARES": partial.shape[0]}
@@ -235,6 +262,7 @@ def scan(
         y=y,
         stride_z=z.stride(0),
         row_partial=partial.shape[2],
+        settled=int(settled),
         B=B,
     )
     return y
@@ -263,8 +291,12 @@ def project_in(
     new_conv_state: Tensor,
     size: Sizes,
     cut: Projection,
+    early: bool,
 ) -> NormedInput:
-    """Residual add, norm, in_proj, convolution and shares of x_proj for few rows."""
+    """Residual add, norm, in_proj, convolution and shares of x_proj for few rows.
+
+    `early`: begin before the kernel in front has ended. That one must not have written any weight (see `unchanged`).
+    """
     B, channels = x.shape[0], cut.warps * cut.rows
 
     def empty(*shape: int) -> Tensor:
@@ -276,7 +308,7 @@ def project_in(
     _kernel("project_in", "InputArgs", size, x, BATCH=B, WARPS=cut.warps, ROWS=cut.rows).launch(
         2 * size.E // channels,
         32 * cut.warps,
-        True,
+        early,
         x=x,
         residual=residual,
         norm_weight=norm_weight,

@@ -27,6 +27,7 @@ struct ScanArgs {
   element* y;               // (B, E)
   i64 stride_z;
   int row_partial;          // floats of a row of partial sums
+  int settled;              // 1: nothing that may still run writes the states, so they are read before the wait
   int B;
 };
 
@@ -162,6 +163,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, ROWS > 4 ? 768 / THREADS :
   }
   const float bias = load_here(p.dt_bias + pair_e), skip = load_here(p.d + e);
 
+  const float* state = p.state + ((i64)row0 * E + e) * N + lane * STATES;
+  float h[ROWS][STATES];
+  const auto load_all_states = [&] {
+    UNROLL
+    for (int i = 0; i < ROWS; i++)
+      if (i < rows) load_floats<STATES>(h[i], state + i * (i64)(E * N));
+  };
+  if (p.settled) load_all_states();
   wait_for_previous();
   for (int item = threadIdx.x; item < COLUMNS * GROUPS; item += THREADS) {
     const int column = item % COLUMNS;
@@ -171,12 +180,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, ROWS > 4 ? 768 / THREADS :
     for (int share = item / COLUMNS; share < SHARES; share += GROUPS)
       copy_async(&shares[share][column], from + share * (i64)p.B * p.row_partial);
   }
-  const float* state = p.state + ((i64)row0 * E + e) * N + lane * STATES;
+  if (!p.settled) load_all_states();
   const float* x = p.x + (i64)row0 * E;
-  float h[ROWS][STATES], own_x[FINISHED], z[FINISHED];
-  UNROLL
-  for (int i = 0; i < ROWS; i++)
-    if (i < rows) load_floats<STATES>(h[i], state + i * (i64)(E * N));
+  float own_x[FINISHED], z[FINISHED];
   UNROLL
   for (int k = 0; k < PAIRS; k++) {
     const int own = lane % ROWS + k * LANES;
