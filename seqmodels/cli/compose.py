@@ -133,6 +133,11 @@ def explain(command: str, words: Sequence[str], error: Exception) -> str:
     if unknown is not None:
         return unknown
     first = str(error).strip().split("\n")[0]
+    if f"'{ALIASES['layer']}'" in first:
+        return (
+            "this backbone takes its layers from a pattern, so layer= has no place in it: change backbone.pattern (or"
+            " outer and centre of a U-Net) and the keys under backbone.layers, or take backbone=stack"
+        )
     broken = next((word for word in words if not _parses(word)), None)
     if broken is not None:
         key, _, value = broken.partition("=")

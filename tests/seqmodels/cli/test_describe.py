@@ -66,3 +66,8 @@ def test_a_growing_state_is_said_to_grow(capsys):
 def test_errors(capsys, words, message):
     assert main(["describe", "backbone=mamba_tiny", *words]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_one_layer_for_a_pattern_has_no_place(capsys):
+    assert main(["describe", "backbone=pattern", "layer=mamba2"]) == 1
+    assert "takes its layers from a pattern, so layer= has no place" in capsys.readouterr().err
