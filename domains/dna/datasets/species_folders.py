@@ -40,7 +40,8 @@ class SpeciesFolders(LabelledWindows):
         species: names of the folders to use; None takes all. Labels are the sorted names.
         chromosomes: species -> the chromosomes it must have, `1-22 X Y`; those that are missing are all listed. Species
             without an entry use every chromosome file there is.
-        chrom_map: species -> file stem (globs allowed) -> chromosome, for names that say nothing: {NC_0732*: "1"}.
+        chrom_map: species -> file stem (globs allowed) -> chromosome, for names that say nothing: {NC_073224*: "1"};
+            None leaves a file out, e.g. one of two haplotypes: {"*_pat_*": None}.
         splits: default `HeldOutChromosomes` with the published lists: 1, 3, 12, 13 for validation, 5, 7, 9, 10, 11 for
             test, the rest for training.
         window_bases: bases in a window.
@@ -60,7 +61,7 @@ class SpeciesFolders(LabelledWindows):
 
     def __init__(
         self, folder: str, *, species: Sequence[str] | None = None, chromosomes: Mapping[str, str] | None = None,
-        chrom_map: Mapping[str, Mapping[str, str]] | None = None, splits: Splitter | None = None,
+        chrom_map: Mapping[str, Mapping[str, str | None]] | None = None, splits: Splitter | None = None,
         window_bases: int = 1024, tokenizer: DnaTokenizer | None = None, seed: int = 0,
         windows_per_epoch: int | None = None, eval_windows_per_species: int = 64, sequence_sampling: str = "uniform",
         max_n_fraction: float = 0.05, reverse_complement_augment: bool = True, on_leak: str = "warn",
@@ -78,7 +79,7 @@ def find_chromosomes(
     folder: Path,
     species: Sequence[str] | None,
     chromosomes: Mapping[str, str],
-    chrom_map: Mapping[str, Mapping[str, str]],
+    chrom_map: Mapping[str, Mapping[str, str | None]],
 ) -> dict[str, dict[str, Path]]:
     """species -> chromosome -> file, plain gzip unpacked into the cache; see `SpeciesFolders`."""
     if not folder.is_dir():
@@ -119,11 +120,11 @@ def expand(text: str) -> list[str]:
     return names
 
 
-def chromosome_of(stem: str, chrom_map: Mapping[str, str]) -> str | None:
+def chromosome_of(stem: str, chrom_map: Mapping[str, str | None]) -> str | None:
     """`2B` of chr2B, chr11_mat_hsa2b, 2B; what the map says of others; None for a file that is no chromosome."""
     for pattern, name in chrom_map.items():
         if fnmatchcase(stem, pattern):
-            return str(name)
+            return None if name is None else str(name)
     if (named := _T2T.fullmatch(stem)) is not None:
         human = named["human"]
         return human if _FUSED.fullmatch(human) else human.upper()
@@ -132,7 +133,7 @@ def chromosome_of(stem: str, chrom_map: Mapping[str, str]) -> str | None:
     return None
 
 
-def _files_by_chromosome(folder: Path, chrom_map: Mapping[str, str]) -> tuple[dict[str, Path], set[str]]:
+def _files_by_chromosome(folder: Path, chrom_map: Mapping[str, str | None]) -> tuple[dict[str, Path], set[str]]:
     """chromosome -> file, and the chromosomes that are there only as parts of others."""
     files: dict[str, Path] = {}
     fused: dict[str, str] = {}
@@ -145,8 +146,8 @@ def _files_by_chromosome(folder: Path, chrom_map: Mapping[str, str]) -> tuple[di
             fused[name] = path.name
         elif name in files and stem_of(files[name]) != stem_of(path):
             raise ValueError(
-                f"{folder}: {files[name].name} and {path.name} are both chromosome {name}; keep one, or rename them in"
-                " domain.dataset.chrom_map"
+                f"{folder}: {files[name].name} and {path.name} are both chromosome {name}; keep one, or name one"
+                " of them otherwise (null leaves it out) in domain.dataset.chrom_map"
             )
         elif name not in files or files[name].suffix == ".gz":  # chr1.fna was unpacked from chr1.fna.gz
             files[name] = path

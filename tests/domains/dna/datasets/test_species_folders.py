@@ -132,6 +132,11 @@ def test_two_files_of_one_chromosome(folder, write_fasta):
     write_fasta({"x": "ACGT" * 100}, "species/bonobo/chr1_pat_hsa1.fa")
     with pytest.raises(ValueError, match=r"chr1_mat_hsa1.fa and chr1_pat_hsa1.fa are both chromosome 1; keep one"):
         SpeciesFolders(str(folder))
+    left_out = SpeciesFolders(
+        str(folder), chrom_map={"bonobo": {"*_pat_hsa1": None}}, window_bases=64, splits=HeldOutChromosomes(valid=["1"])
+    )
+    genome = left_out.genome
+    assert genome.files[genome.records["bonobo/1"][0]].path.endswith("chr1_mat_hsa1.fa")
 
 
 def test_a_cut_off_gzip_file_is_named(folder):
