@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seqmodels.backbones.stack import Stack
+    from seqmodels.backbones.unet import UNet
     from seqmodels.data.record import Batch, Record, SampleKey
     from seqmodels.heads.classification import ClassificationHead
     from seqmodels.heads.next_token import NextTokenHead
@@ -40,6 +41,7 @@ _HOME = {
     "SequenceLayer": "seqmodels.layers.base",
     "SequenceModel": "seqmodels.model",
     "Stack": "seqmodels.backbones.stack",
+    "UNet": "seqmodels.backbones.unet",
     "build": "seqmodels.instantiate",
     "generate": "seqmodels.inference.generate",
     "load": "seqmodels.inference.load",
@@ -60,6 +62,7 @@ __all__ = [
     "SequenceLayer",
     "SequenceModel",
     "Stack",
+    "UNet",
     "build",
     "generate",
     "load",

@@ -180,3 +180,26 @@ def test_a_sequential_layer_is_carried_on_from_two_short_runs(spec, compose):
     assert long.flops_per_token == pytest.approx(short.flops_per_token, rel=0.02)
     assert long.state_bytes == short.state_bytes
     assert math.isclose(long.training[0].activations_bytes / short.training[0].activations_bytes, 2**13, rel_tol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", ["dna_1m", "mamba2", "transformer", "unet_sc09_6m"])
+def test_a_measured_peak_is_near_the_estimate(spec, backbone):
+    """experiments/describe has larger ones, and by how much they differ."""
+    made, length = spec(backbone), 2**16
+    gpus = {"this": torch.cuda.get_device_properties(0).total_memory}
+    estimated = describe(made, length=length, gpus=gpus).training[0].peak_bytes
+    with torch.device("cuda"):
+        model = build(made)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids_BL = torch.zeros(1, length, dtype=torch.int64, device="cuda")
+    before = torch.cuda.memory_allocated() - sum(p.numel() * 4 for p in model.parameters())  # of other tests
+    for _ in range(3):
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(model(ids_BL)[0].flatten(0, 1).float(), ids_BL.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    measured = torch.cuda.max_memory_allocated() - before
+    assert measured == pytest.approx(estimated, rel=0.12)

@@ -69,3 +69,11 @@ def test_laws(compose, name):
         for parameter in backbone.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     testing.check_laws(backbone, torch.randint(0, VOCAB_SIZE, (2, 19)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["stack", "mamba2_hybrid_small", "transformer", "unet", "unet_sc09_6m"])
+def test_laws_on_a_gpu(compose, name):
+    torch.manual_seed(0)
+    backbone = build(small(compose("backbone", name)), vocab_size=VOCAB_SIZE).cuda()
+    testing.check_laws(backbone, torch.randint(0, VOCAB_SIZE, (2, 19), device="cuda"))
