@@ -1,6 +1,6 @@
 // Adds up the shares of x_proj, then for every channel: dt_proj, softplus, h = exp(dt a) h + dt b x, y = (c h + d x) silu(z).
-// LANES neighbouring lanes share a channel, each with N / LANES states in a row, so that a warp reads and writes whole lines
-// of the state; weights are read once for all rows of a block, and the states of all its rows are on the way at once.
+// LANES neighbouring lanes share a channel, each with N / LANES states, 16 bytes in turn, so that a warp reads and writes whole
+// sectors of the state; weights are read once for all rows of a block, and the states of all its rows are on the way at once.
 //
 // -D: CHANNELS a block (divides E), LANES a channel (divides N and 32), ROWS rows of the batch a block, SHARES of x_proj,
 // GATE_FLOAT 1: z is fp32, 0: an element.
@@ -45,38 +45,45 @@ constexpr int PAIRS = ROWS > LANES ? ROWS / LANES : 1;
 constexpr int PAIR_STEP = LANES / SPLIT;  // rows between two pairs of a thread
 constexpr int FINISHED = PAIRS;           // rows that a lane finishes
 
-template <int COUNT> DEVICE void load_floats(float* to, const float* from) {
-  if constexpr (COUNT % 4 == 0) {
+// Which states a lane has: whole quads in turn with the channel's other lanes, so that a warp moves whole sectors; or, where
+// they are no whole quads, STATES in a row.
+DEVICE int state_of(int lane, int s) {
+  if constexpr (STATES % 4 == 0) return (s / 4 * LANES + lane) * 4 + s % 4;
+  else return lane * STATES + s;
+}
+// The lane's part of N floats.
+DEVICE void load_states(float* to, const float* from, int lane) {
+  if constexpr (STATES % 4 == 0) {
     UNROLL
-    for (int k = 0; k < COUNT; k += 4) {
-      const float4 q = load_quad_here(from + k);
-      to[k] = q.x; to[k + 1] = q.y; to[k + 2] = q.z; to[k + 3] = q.w;
+    for (int s = 0; s < STATES; s += 4) {
+      const float4 q = load_quad_here(from + state_of(lane, s));
+      to[s] = q.x; to[s + 1] = q.y; to[s + 2] = q.z; to[s + 3] = q.w;
     }
   } else {
     UNROLL
-    for (int k = 0; k < COUNT; k++) to[k] = load_here(from + k);
+    for (int s = 0; s < STATES; s++) to[s] = load_here(from + state_of(lane, s));
   }
 }
-template <int COUNT> DEVICE void store_floats(float* to, const float* from) {
-  if constexpr (COUNT % 4 == 0) {
+DEVICE void store_states(float* to, const float* from, int lane) {
+  if constexpr (STATES % 4 == 0) {
     UNROLL
-    for (int k = 0; k < COUNT; k += 4) store_quad(to + k, from + k);
+    for (int s = 0; s < STATES; s += 4) store_quad(to + state_of(lane, s), from + s);
   } else {
     UNROLL
-    for (int k = 0; k < COUNT; k++) to[k] = from[k];
+    for (int s = 0; s < STATES; s++) to[state_of(lane, s)] = from[s];
   }
 }
-// STATES floats of shared memory, the first of which is AT + a multiple of STATES.
-template <int AT> DEVICE void load_states(float* to, const float* from) {
+// The same of shared memory, AT floats behind a multiple of 16 bytes.
+template <int AT> DEVICE void read_states(float* to, const float* from, int lane) {
   if constexpr (AT % 4 == 0 && STATES % 4 == 0) {
     UNROLL
-    for (int k = 0; k < STATES; k += 4) {
-      const float4 q = *(const float4*)(from + k);
-      to[k] = q.x; to[k + 1] = q.y; to[k + 2] = q.z; to[k + 3] = q.w;
+    for (int s = 0; s < STATES; s += 4) {
+      const float4 q = *(const float4*)(from + AT + state_of(lane, s));
+      to[s] = q.x; to[s + 1] = q.y; to[s + 2] = q.z; to[s + 3] = q.w;
     }
   } else {
     UNROLL
-    for (int k = 0; k < STATES; k++) to[k] = from[k];
+    for (int s = 0; s < STATES; s++) to[s] = from[AT + state_of(lane, s)];
   }
 }
 
@@ -139,7 +146,7 @@ DEVICE void sum_and_deal(float (&v)[ROWS], int lane) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, ROWS > 4 ? 768 / THREADS : 1) scan(const __grid_constant__ ScanArgs p) {
+extern "C" __global__ void __launch_bounds__(THREADS, ROWS * STATES >= 32 && THREADS <= 256 ? 768 / THREADS : 1) scan(const __grid_constant__ ScanArgs p) {
   static_assert(N % LANES == 0 && E % CHANNELS == 0 && THREADS % WARP == 0, "cut");
   static_assert((ROWS & (ROWS - 1)) == 0 && (LANES & (LANES - 1)) == 0 && LANES <= WARP, "powers of two");
   __shared__ float4 shares[SHARES][COLUMNS];
@@ -153,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, ROWS > 4 ? 768 / THREADS :
   const int rows = min(ROWS, p.B - row0);  // that exist
 
   float rate[STATES];
-  load_floats<STATES>(rate, p.a + (i64)e * N + lane * STATES);
+  load_states(rate, p.a + (i64)e * N, lane);
   RankWeights dt_weight;
   dt_weight.load(p.dt_proj + (i64)pair_e * R, sub);
   if constexpr (WHOLE_RANKS) {
@@ -163,12 +170,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, ROWS > 4 ? 768 / THREADS :
   }
   const float bias = load_here(p.dt_bias + pair_e), skip = load_here(p.d + e);
 
-  const float* state = p.state + ((i64)row0 * E + e) * N + lane * STATES;
+  const i64 spot = ((i64)row0 * E + e) * N;
   float h[ROWS][STATES];
   const auto load_all_states = [&] {
     UNROLL
     for (int i = 0; i < ROWS; i++)
-      if (i < rows) load_floats<STATES>(h[i], state + i * (i64)(E * N));
+      if (i < rows) load_states(h[i], p.state + spot + i * (i64)(E * N), lane);
   };
   if (p.settled) load_all_states();
   wait_for_previous();
@@ -234,15 +241,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, ROWS > 4 ? 768 / THREADS :
   for (int i = 0; i < ROWS; i++) {
     const float2 step = steps[i][c];
     float b[STATES], weight[STATES];
-    load_states<R>(b, projected[i] + R + lane * STATES);
-    load_states<R + N>(weight, projected[i] + R + N + lane * STATES);
+    read_states<R>(b, projected[i], lane);
+    read_states<R + N>(weight, projected[i], lane);
     out[i] = 0.f;
     UNROLL
     for (int s = 0; s < STATES; s++) {
       h[i][s] = fmaf(exp2_fast(step.x * rate[s]), h[i][s], step.y * b[s]);
       out[i] = fmaf(h[i][s], weight[s], out[i]);
     }
-    if (i < rows) store_floats<STATES>(p.new_state + ((i64)row0 * E + e) * N + lane * STATES + i * (i64)(E * N), h[i]);
+    if (i < rows) store_states(p.new_state + spot + i * (i64)(E * N), h[i], lane);
   }
   sum_and_deal(out, lane);
   UNROLL
