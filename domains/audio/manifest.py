@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import logging
+import math
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,8 @@ class Clip:
         speaker: who is heard; clips of one speaker never fall into two splits under `split_by="speaker"`.
         voice: finer than the speaker where one person speaks several languages; None means the speaker.
         split: "train", "valid" or "test" where an official list or the manifest says so.
+        start_seconds: where the clip begins in its file.
+        stop_seconds: where it ends; None at the end of the file.
     """
 
     info: AudioInfo
@@ -55,6 +59,8 @@ class Clip:
     speaker: str | None = None
     voice: str | None = None
     split: str | None = None
+    start_seconds: float = 0.0
+    stop_seconds: float | None = None
 
 
 @dataclass(slots=True)
@@ -66,12 +72,14 @@ class Listing:
         layout: "folder", "speech_commands", "free_spoken_digits", "asterisk_digits" or "manifest".
         official: what the official split is, in words; None where there is none.
         skipped: messages about files that could not be used (only with on_bad_file="skip").
+        other_classes: how many files were left out because of `classes`.
     """
 
     clips: list[Clip]
     layout: str
     official: str | None = None
     skipped: list[str] = field(default_factory=list)
+    other_classes: int = 0
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -103,6 +111,7 @@ def list_clips(
     *,
     label: str | None = "auto",
     speaker: str | None = None,
+    classes: Sequence[str] | None = None,
     raw: RawFormat | None = None,
     on_bad_file: str = "raise",
 ) -> Listing:
@@ -111,17 +120,21 @@ def list_clips(
     Args:
         folder: a folder, or "example:digits" / "example:loops"; with `manifest`, what its relative paths begin at.
         manifest: `.jsonl` (one object a line) or `.csv` with a header, plain or `.gz`. `path` (also `audio_filename`,
-            as MAESTRO calls it) is needed; `label`, `speaker` and `split` are used where given, other fields are
-            left alone, so that manifests of other programs can be read as they are.
+            as MAESTRO calls it) is needed; `label`, `speaker` and `split` are used where given. A line with `start`
+            (or `offset`) in seconds is the stretch of the file from there, `duration` seconds long or to its end;
+            stretches of one file must not overlap. `duration` without `start` is what other programs write down of
+            whole files, and is left alone like every other field.
         label: "auto" (what the layout or manifest says, else none), "folder" (name of the file's folder), None, or
             a regular expression whose group `label`, or first group, is found in the file's name.
         speaker: "folder", None (what the layout or manifest says) or a regular expression, in the same way.
+        classes: clips with other labels are left out and counted; None keeps all.
         raw: encoding of headerless files; then files ending in .raw or .pcm are listed too.
         on_bad_file: "raise", or "skip" files that cannot be used and say so in `Listing.skipped`.
 
     Raises:
         FileNotFoundError: no such folder, manifest or file.
-        ValueError: no sound below the folder; a broken manifest line; a name without label; a broken file.
+        ValueError: no sound below the folder; a broken manifest line; a name without label; a class that no clip has;
+            a broken file.
     """
     if folder is None and manifest is None:
         raise ValueError("say where the sound is: folder=… (or example:digits, example:loops) or manifest=….jsonl")
@@ -138,6 +151,9 @@ def list_clips(
     _name(found, "label", label)
     _name(found, "speaker", speaker)
     listing = Listing([], layout, official)
+    if classes is not None:
+        every, found = found, _of_classes(found, classes)
+        listing.other_classes = len(every) - len(found)
     for entry in found:
         _add(listing, entry, raw, on_bad_file)
     if not listing.clips:
@@ -160,7 +176,11 @@ def _add(listing: Listing, entry: dict[str, Any], raw: RawFormat | None, on_bad_
         listing.skipped.append(str(error))
         return
     parts = {key: entry.get(key) for key in ("label", "speaker", "voice", "split")}
-    listing.clips.append(Clip(info, entry["name"], **parts))
+    start, stop = entry.get("stretch", (0.0, None))
+    if max(start, stop or 0.0) > info.seconds + 1 / info.sample_rate_hz:
+        to = "the end" if stop is None else f"{stop:g} s"
+        raise ValueError(f"{entry['line']}: {start:g} s to {to} of {path}, which lasts {info.seconds:.3f} s")
+    listing.clips.append(Clip(info, entry["name"], **parts, start_seconds=start, stop_seconds=stop))
 
 
 def _resolve_folder(folder: str | os.PathLike[str]) -> Path:
@@ -257,6 +277,17 @@ def _name(entries: list[dict[str, Any]], key: str, rule: str | None) -> None:
             raise ValueError(f"{entry['name']} has no {key}: {where}; change {key}={rule!r} or move the file away")
 
 
+def _of_classes(entries: list[dict[str, Any]], classes: Sequence[str]) -> list[dict[str, Any]]:
+    if isinstance(classes, str) or not classes:
+        raise ValueError(f"classes={classes!r}: a list of labels was expected, such as [zero, one]")
+    wanted = {str(name) for name in classes}
+    there = sorted({entry["label"] for entry in entries if entry.get("label") is not None})
+    if missing := sorted(wanted - set(there)):
+        known = ", ".join(there[:40]) or "none: no clip has a label (see label=…)"
+        raise ValueError(f"classes: no clip is labelled {missing[0]!r}; the labels are {known}")
+    return [entry for entry in entries if entry["label"] in wanted]
+
+
 def _compile(key: str, rule: str) -> re.Pattern[str] | None:
     """None for the folder's name, else the pattern."""
     if rule == "folder":
@@ -298,16 +329,15 @@ def _entries_of_manifest(manifest: Path, folder: Path | None) -> list[dict[str, 
         entry: dict[str, Any] = {"path": base / Path(path).expanduser(), "name": Path(path).as_posix()}
         entry |= {key: str(row[key]) for key in ("label", "speaker") if row.get(key) not in (None, "")}
         entry["split"] = _split_name(row.get("split"), manifest, line)
+        entry |= {"line": f"{manifest}:{line}", "stretch": _stretch(row, manifest, line)}
         if not entry["path"].is_file():
             raise FileNotFoundError(f"{manifest}:{line}: {entry['path']}: no such file")
         entries.append(entry)
     if not entries:
         raise ValueError(f"{manifest}: lists no file")
-    twice = [str(path) for path, count in Counter(entry["path"] for entry in entries).items() if count > 1]
-    if twice:
-        raise ValueError(f"{manifest}: lists {twice[0]} more than once; a file could fall into two splits")
+    _refuse_overlaps(entries)
     _refuse_partial_splits(entries, manifest)
-    return sorted(entries, key=lambda entry: natural_key(entry["name"]))
+    return sorted(entries, key=lambda entry: (natural_key(entry["name"]), entry["stretch"][0]))
 
 
 def _rows(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -330,6 +360,42 @@ def _rows(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise ValueError(f'{manifest}:{number}: one object such as {{"path": "a.wav"}} was expected')
             yield number, row
+
+
+def _stretch(row: Mapping[str, Any], manifest: Path, line: int) -> tuple[float, float | None]:
+    """Where the line's clip begins and ends in its file, in seconds; (0, None) is the whole file."""
+    key = next((key for key in ("start", "offset") if row.get(key) not in (None, "")), None)
+    if key is None:
+        return 0.0, None
+    numbers = []
+    for name in (key, "duration"):
+        try:
+            numbers.append(None if row.get(name) in (None, "") else float(row[name]))
+        except (TypeError, ValueError):
+            numbers.append(math.nan)
+    start, duration = numbers
+    assert start is not None
+    if not (0 <= start < math.inf and (duration is None or 0 < duration < math.inf)):
+        raise ValueError(
+            f"{manifest}:{line}: {key} {row[key]!r}, duration {row.get('duration')!r}: seconds were expected, the "
+            "first at least 0, the second (if given) above 0"
+        )
+    return start, None if duration is None else start + duration
+
+
+def _refuse_overlaps(entries: list[dict[str, Any]]) -> None:
+    """Sound that stands in two clips could fall into two splits."""
+    stretches = defaultdict(list)
+    for entry in entries:
+        stretches[entry["path"]].append((*entry["stretch"], entry["line"]))
+    for path, found in stretches.items():
+        found.sort(key=lambda stretch: stretch[0])
+        for (_, stop, line), (start, _, next_line) in itertools.pairwise(found):
+            if stop is None or start < stop - 1e-9:
+                raise ValueError(
+                    f"{next_line}: lists sound of {path} more than once (so does {line}), and it could fall into two "
+                    "splits; let each stretch end before the next one starts (start and duration in seconds)"
+                )
 
 
 def _split_name(split: Any, manifest: Path, line: int) -> str | None:

@@ -83,15 +83,21 @@ def assign_splits(
 
 
 def duplicates_across_splits(listing: Listing, parts: Sequence[Part]) -> int:
-    """How many held-out files are copies of a file in training (equal sound data, whatever the name)."""
+    """How many held-out clips hold sound of a clip in training (of equal files, whatever their names)."""
     splits_of = defaultdict(set)
     for part in parts:
         splits_of[part.clip].add(part.split)
     leaks = 0
     for group in _copies(listing.clips):
-        in_train = any("train" in splits_of[clip] for clip in group)
-        leaks += sum(in_train and splits_of[clip] <= {"valid", "test"} for clip in group)
+        trained = [listing.clips[clip] for clip in group if "train" in splits_of[clip]]
+        held_out = [listing.clips[clip] for clip in group if splits_of[clip] <= {"valid", "test"}]
+        leaks += sum(any(_overlap(clip, other) for other in trained) for clip in held_out)
     return leaks
+
+
+def _overlap(a: Clip, b: Clip) -> bool:
+    a_stop, b_stop = a.stop_seconds or float("inf"), b.stop_seconds or float("inf")
+    return a.start_seconds < b_stop and b.start_seconds < a_stop
 
 
 def _automatic_rule(listing: Listing) -> str:

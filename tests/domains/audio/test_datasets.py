@@ -416,3 +416,48 @@ def test_the_packaged_loops_are_mixed_resampled_and_cut_by_time():
     assert (report["files"], report["resampled_files"], report["mixed_down_files"]) == (3, 3, 3)
     assert report["samples"] == sum(clip.info.samples_at(8000) for clip in corpus.clips)
     assert corpus.split("train")[0].ids.dtype == np.uint16
+
+
+@pytest.mark.parametrize("memory_mib", [256, 0])
+def test_stretches_of_one_file_are_clips_of_their_own(put, noise, tmp_path: Path, memory_mib: int):
+    path, rows = put("hour.wav", noise(8000)), []
+    for number, split in enumerate(["train", "train", "valid", "test"]):
+        place = f'"start": {number / 4}, "duration": 0.25'
+        rows.append(f'{{"path": "hour.wav", {place}, "split": "{split}", "label": {number}}}')
+    (tmp_path / "m.jsonl").write_text("\n".join(rows))
+    corpus = _corpus(None, manifest=tmp_path / "m.jsonl", segment_samples=2000, memory_mib=memory_mib)
+    assert (corpus.report()["files"], corpus.report()["stretches"]) == (1, 4)
+    assert corpus.report()["duplicates_across_splits"] == 0
+    record = corpus.split("valid")[0]
+    assert (record.id, record.label) == ("hour.wav:4000-6000", 2)
+    assert np.array_equal(record.ids, TOKENIZER.encode(read_samples(path, 4000, 2000)))
+    for epoch in range(5):
+        for index in range(2):
+            start, stop = corpus.split("train")[SampleKey(epoch, index)].id.split(":")[1].split("-")
+            assert 2000 * index <= int(start) < int(stop) <= 2000 * (index + 1)
+
+
+def test_stretches_of_one_file_stay_together_when_files_are_split(put, noise, tmp_path: Path):
+    rows = []
+    for number in range(12):
+        put(f"{number}.wav", noise(1000, seed=number))
+        rows += [f'{{"path": "{number}.wav", "start": {start}, "duration": 0.05}}' for start in (0, 0.0625)]
+    (tmp_path / "m.jsonl").write_text("\n".join(rows))
+    splits = _all_records(_corpus(None, manifest=tmp_path / "m.jsonl", split_by="file"))
+    files = [{record.id.split(":")[0] for record in records} for records in splits.values()]
+    assert all(files)
+    assert sum(map(len, files)) == len(set.union(*files))
+
+
+def test_a_length_warm_up_cuts_training_shorter(folder: Path):
+    corpus = _corpus(folder, crop="grid")
+    assert corpus.sample_length == 300
+    short = corpus.train_at(100)
+    assert len(short) > len(corpus.split("train"))
+    assert max(len(short[i].ids) for i in range(len(short))) == 100
+    assert len(corpus.train_at(300)) == len(corpus.split("train"))
+    least = _corpus(folder, crop="grid", min_segment_samples=300).train_at(100)
+    assert {len(least[i].ids) for i in range(len(least))} == {100}
+    quiet = _corpus(folder, silence="drop", silence_dbfs=-1.0, split_by="file", crop="grid", min_segment_samples=1)
+    with pytest.raises(ValueError, match="no training segment of 100 samples"):
+        quiet.train_at(100)

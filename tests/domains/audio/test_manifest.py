@@ -214,6 +214,33 @@ def test_a_csv_as_maestro_has_it(put, tmp_path: Path):
     assert [clip.split for clip in list_clips(manifest=tmp_path / "maestro.csv").clips] == ["train", "valid"]
 
 
+def test_lines_may_be_stretches_of_files(put, tmp_path: Path):
+    put("a.wav", np.zeros(16000, np.float32))
+    put("b.wav", TONE)
+    rows = [
+        {"path": "a.wav", "start": 1.5, "label": "y"},
+        {"path": "a.wav", "offset": "0", "duration": 1.5, "label": "x"},
+        {"path": "b.wav", "duration": 99.0, "label": "x"},  # of the whole file: what other programs note down
+    ]
+    listing = list_clips(manifest=_jsonl(tmp_path / "m.jsonl", rows))
+    assert [(clip.name, clip.label, clip.start_seconds, clip.stop_seconds) for clip in listing.clips] == [
+        ("a.wav", "x", 0.0, 1.5), ("a.wav", "y", 1.5, None), ("b.wav", "x", 0.0, None),
+    ]  # fmt: skip
+
+
+def test_classes_keep_some_labels_and_count_the_rest(put, tmp_path: Path):
+    for word in ("one", "two", "cat"):
+        put(f"{word}/a.wav", TONE)
+    listing = list_clips(tmp_path, label="folder", classes=["one", "two"])
+    assert ([clip.label for clip in listing.clips], listing.other_classes) == (["one", "two"], 1)
+    with pytest.raises(ValueError, match="no clip is labelled 'three'; the labels are cat, one, two"):
+        list_clips(tmp_path, label="folder", classes=["one", "three"])
+    with pytest.raises(ValueError, match="the labels are none: no clip has a label"):
+        list_clips(tmp_path, classes=["one"])
+    with pytest.raises(ValueError, match="a list of labels was expected"):
+        list_clips(tmp_path, label="folder", classes="one")
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
@@ -225,7 +252,17 @@ def test_a_csv_as_maestro_has_it(put, tmp_path: Path):
         ('{"path": "a.wav", "split": "test"}\n{"path": "b.wav"}\n', ValueError, "has no split, but others have"),
         ('{"path": "a.wav", "label": "x"}\n{"path": "b.wav"}\n', ValueError, "has no label, but a.wav has"),
         ("\n", ValueError, "lists no file"),
-        ('{"path": "a.wav"}\n' * 2, ValueError, r"a\.wav more than once"),
+        ('{"path": "a.wav"}\n' * 2, ValueError, r"m\.jsonl:2: lists sound of .*a\.wav more than once"),
+        (
+            '{"path": "a.wav", "start": 0, "duration": 0.6}\n{"path": "a.wav", "start": 0.5}\n',
+            ValueError,
+            r"m\.jsonl:2: lists sound of .*a\.wav more than once \(so does .*m\.jsonl:1\)",
+        ),
+        ('{"path": "a.wav", "start": -1}\n', ValueError, r"m\.jsonl:1: start -1, duration None: seconds were expected"),
+        ('{"path": "a.wav", "start": 0, "duration": "x"}\n', ValueError, "seconds were expected"),
+        ('{"path": "a.wav", "start": 0, "duration": 0}\n', ValueError, "seconds were expected"),
+        ('{"path": "a.wav", "start": 0, "duration": 60}\n', ValueError, r"m\.jsonl:1: 0 s to 60 s of .*, which lasts"),
+        ('{"path": "a.wav", "start": 60}\n', ValueError, r"60 s to the end of .*, which lasts"),
     ],
 )
 def test_broken_manifests(put, tmp_path: Path, text: str, error: type[Exception], message: str):

@@ -68,7 +68,7 @@ def test_every_encoding_reads_whole_and_in_pieces(put, name: str, options: dict,
 def test_long_files_are_read_in_blocks_that_join_without_a_seam(noise, put, monkeypatch: pytest.MonkeyPatch):
     path = put("a.wav", noise(30000, channels=2), 44100)
     expected = {rate: read_samples(path, sample_rate_hz=rate) for rate in (44100, 16000)}
-    monkeypatch.setattr(wav, "_AT_ONCE", 1000)
+    monkeypatch.setattr(wav.read, "_AT_ONCE", 1000)
     for rate, samples in expected.items():
         assert np.abs(read_samples(path, sample_rate_hz=rate) - samples).max() < 1e-6
 
@@ -259,7 +259,7 @@ def test_runs_at_full_scale_are_counted_and_single_peaks_are_not(put):
 def test_overlapping_blocks_count_once(put, monkeypatch: pytest.MonkeyPatch):
     samples = np.zeros(20000, np.float32)
     samples[1000:1010] = samples[15500:15505] = 1.0
-    monkeypatch.setattr(wav, "_AT_ONCE", 700)
+    monkeypatch.setattr(wav.read, "_AT_ONCE", 700)
     meter = LevelMeter()
     read_samples(put("a.wav", samples, 16000), sample_rate_hz=8000, meter=meter)
     assert meter.clipped_samples == 15
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_old_file(tmp_path: Path, monke
     path = tmp_path / "a.wav"
     write_audio(path, np.full(10, 0.5), 8000)
     before = path.read_bytes()
-    monkeypatch.setattr(wav, "open", lambda name, mode: _FullDisk(name, mode.replace("b", "")), raising=False)
+    monkeypatch.setattr(wav.write, "open", lambda name, mode: _FullDisk(name, mode.replace("b", "")), raising=False)
     with pytest.raises(OSError, match=r"a\.wav: not written: the disk is full \(2,044 bytes") as caught:
         write_audio(path, np.zeros(1000), 8000)
     assert caught.value.errno == errno.ENOSPC
