@@ -144,3 +144,15 @@ def test_a_cut_off_gzip_file_is_named(folder):
     packed.write_bytes(packed.read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"chr1.fna.gz: the gzip file is damaged or cut off"):
         SpeciesFolders(str(folder))
+
+
+def test_the_published_split_is_the_default(write_fasta, random_bases):
+    for species in ("human", "mouse"):
+        for name in [*range(1, 15), "X"]:
+            write_fasta({"x": random_bases(400, len(species) + 10 * len(str(name)))}, f"all/{species}/chr{name}.fa")
+    folder = write_fasta({"x": "ACGT" * 100}, "all/human/chr2A.fa").parents[1]
+    corpus = SpeciesFolders(str(folder), window_bases=32)
+    held = {split: {r.contig.partition("/")[2] for r in corpus.regions[split]} for split in ("train", "valid", "test")}
+    assert held["valid"] == {"1", "3", "12", "13"}
+    assert held["test"] == {"5", "7", "9", "10", "11"}
+    assert held["train"] == {"2", "4", "6", "8", "14", "X", "2A"}
