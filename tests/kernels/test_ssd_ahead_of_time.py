@@ -23,7 +23,7 @@ writes dskip sums partial weight inverse_rms"""
 ROUND = """stride_b stride_l stride_xb stride_xl stride_xh stride_yb stride_yl stride_yh stride_bb stride_bl stride_bg
 stride_cb stride_cl stride_cg stride_ob stride_ol stride_oh stride_tb stride_tl stride_th stride_pb stride_pl stride_pg
 stride_slice size L P N PN stride_x stride_z stride_dy width"""
-ANY = "stride_h M H R G slices chunks n_rows n_positions groups tiles"
+ANY = "stride_h M H R G HEADS slices chunks n_rows n_positions groups tiles"
 
 
 def arguments(dtype: torch.dtype, N: int) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def arguments(dtype: torch.dtype, N: int) -> dict[str, Any]:
     from seqkernels.ssd import gpu
 
     cut = gpu.plan(4096, 64, N, dtype)
-    sizes = {"Q": cut.q, "BLOCK_Q": cut.block_q, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n, "HEADS": 8}
-    blocks = {"N_BLOCKS": -(-N // cut.block_n), "P_BLOCKS": -(-64 // cut.block_p), "PASS_BLOCKS": 8, "PASS_TILE": 8}
+    sizes = {"Q": cut.q, "BLOCK_Q": cut.block_q, "BLOCK_P": cut.block_p, "BLOCK_N": cut.block_n}
+    blocks = {"N_BLOCKS": -(-N // cut.block_n), "P_BLOCKS": -(-64 // cut.block_p), "PASS_BLOCKS": 32, "PASS_TILE": 32}
     options = dict.fromkeys(("HAS_D", "HAS_BIAS", "SOFTPLUS", "HAS_INITIAL", "HAS_DFINAL"), True)
     return {
         **dict.fromkeys(NARROW.split(), dtype),
@@ -40,7 +40,7 @@ def arguments(dtype: torch.dtype, N: int) -> dict[str, Any]:
         **dict.fromkeys(("table", "first_chunk"), I64),
         **dict.fromkeys([*ROUND.split(), *ANY.split()], "i32"),
         **sizes, **blocks, **options, "PACKED": False, "PRECISE": dtype == F32, "OF_B": False, "GRADIENT": False,
-        "eps": "fp32", "BLOCK_H": 8, "BLOCK": 1024, "UNROLL": 4, "ROWS": 1,
+        "eps": "fp32", "BLOCK_H": 8, "BLOCK": 1024, "ROWS": 1,
     }  # fmt: skip
 
 
@@ -49,8 +49,8 @@ KERNELS = {
     "step_sizes": ("ssd", "step_sizes", {}, 4, 0),
     "chunk_states": ("ssd", "chunk_states", {}, 4, 0),
     "chunk_states-gradient": ("ssd", "chunk_states", {"GRADIENT": True}, 4, 0),
-    "pass_states": ("ssd", "pass_states", {"UNROLL": 8}, 8, 0),
-    "pass_gradients": ("ssd", "pass_gradients", {}, 8, 0),
+    "pass_states": ("ssd", "pass_states", {"BLOCK": 256, "UNROLL": 16}, 1, 0),
+    "pass_gradients": ("ssd", "pass_gradients", {"BLOCK": 256, "UNROLL": 8}, 1, 0),
     "chunk_output": ("ssd", "chunk_output", {}, 0, 0),
     "input_gradients": ("ssd", "input_gradients", {}, 0, 64),
     "projection_gradients": ("ssd", "projection_gradients", {}, 0, 0),

@@ -49,7 +49,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     zero.tensors["z"] = torch.zeros_like(zero.tensors["z"])
     yield zero
     wide = make("5x40-extreme_gate", 5, 40)
-    wide.tensors["z"] = wide.tensors["z"] * 40
+    wide.tensors["z"] = wide.tensors["z"] * 20
     yield wide
 
 

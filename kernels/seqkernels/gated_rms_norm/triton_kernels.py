@@ -22,7 +22,7 @@ def _tile(pointer, rows, groups, group, stride, columns, width, inside):
     ).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n_rows",))
 def forward(
     x, z, weight, y, inverse_rms,
     stride_x, stride_z, n_rows, groups, width, eps,
@@ -41,7 +41,7 @@ def forward(
     tl.store(inverse_rms + rows, inverse, mask=rows < n_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n_positions", "tiles"))
 def backward(
     x, z, weight, inverse_rms, dy, dx, dz, partial,
     stride_x, stride_z, stride_dy, n_positions, groups, width, tiles,

@@ -68,16 +68,21 @@ class Plan(NamedTuple):
     state_warps: int
 
 
+def chunk_length(L: int, dtype: torch.dtype) -> int:
+    """Q of a plan; short sequences are not padded to the longest chunk."""
+    longest = 64 if dtype == torch.float32 else 128
+    return longest if L > longest // 2 else longest // 2
+
+
 def plan(L: int, P: int, N: int, dtype: torch.dtype) -> Plan:
     """Sizes for an H200's multiprocessor (228 KB shared memory, 65536 registers), from shapes and dtype alone.
 
     A chunk of 128 balances products inside chunks (which grow with Q) and traffic of states (which shrinks with it).
     Products of fp32 do not run on tensor cores: both factors stand in registers, so the tiles are smaller.
     """
+    q = chunk_length(L, dtype)
     if dtype == torch.float32:
-        q = 64 if L > 32 else 32
         return Plan(q, 32, 16, min(32, _power_of_2(N)), q // 8, 4)
-    q = 128 if L > 64 else 64
     return Plan(q, 64, min(64, _power_of_2(P)), min(128, _power_of_2(N)), q // 16, 4)
 
 
@@ -158,12 +163,9 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def _pass_block(sequences: int, H: int, PN: int) -> tuple[int, int]:
-    """Elements of a state that one program carries (enough programs for the card), and its warps: 4 a thread."""
-    block = min(1024, max(128, 1 << (PN - 1).bit_length()))
-    while block > 256 and sequences * H * -(-PN // block) < 2 * _PROGRAMS_WANTED:
-        block //= 2
-    return block, block // 128
+def _pass_block(PN: int) -> int:
+    """Elements of a state that one program carries: a warp, so that its sums need no barrier, 8 elements a thread."""
+    return min(256, max(32, 1 << (PN - 1).bit_length()))
 
 
 def _forward(
@@ -191,7 +193,7 @@ def _forward(
     heads = heads_of_a_program(chunks.count, H, G)
     slices = G * -(-(H // G) // heads)
     stages = _stages(x.device.index, n_blocks)
-    block, pass_warps = _pass_block(chunks.sequences, H, P * N)
+    block = _pass_block(P * N)
     tiles = {"PACKED": packed, "Q": cut.q}
     with torch.cuda.device_of(x):
         kernels.step_sizes[(chunks.count, -(-H // 8))](
@@ -208,13 +210,13 @@ def _forward(
         kernels.pass_states[(chunks.sequences * H * -(-(P * N) // block),)](
             local, high, local if initial is None else initial.contiguous(), chunks.first, states, final,
             chunks.per_row, H, P * N,
-            HAS_INITIAL=initial is not None, BLOCK=block, UNROLL=8, num_warps=pass_warps, **tiles,
+            HAS_INITIAL=initial is not None, BLOCK=block, UNROLL=16, num_warps=1, **tiles,
         )  # fmt: skip
         kernels.chunk_output[(chunks.count * slices,)](
             x, b, c, a if d is None else d.contiguous(), states, steps, high, low, chunks.table, y,
-            *x.stride()[:3], *b.stride()[:3], *c.stride()[:3], L, chunks.per_row, H, P, N, H // G, slices,
+            *x.stride()[:3], *b.stride()[:3], *c.stride()[:3], L, chunks.per_row, H, P, N, H // G, heads, slices,
             HAS_D=d is not None, PRECISE=precise, BLOCK_P=cut.block_p, BLOCK_N=cut.block_n, N_BLOCKS=n_blocks,
-            HEADS=heads, num_warps=cut.warps, num_stages=stages, **tiles,
+            num_warps=cut.warps, num_stages=stages, **tiles,
         )  # fmt: skip
     return y, final, states, steps, high, low
 
@@ -227,7 +229,7 @@ def _empty_outputs(
     x: Tensor, b: Tensor, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (B, L, H, P), N = x.shape, b.shape[3]
-    q = plan(L, P, N, x.dtype).q
+    q = chunk_length(L, x.dtype)
     sequences = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
     count = B * -(-L // q) if cu_seqlens is None else L // q + sequences
 
@@ -269,7 +271,7 @@ def _backward(
     per_group = -(-(H // G) // heads)
     slices = G * per_group
     stages = _stages(x.device.index, n_blocks)
-    block, pass_warps = _pass_block(chunks.sequences, H, P * N)
+    block = _pass_block(P * N)
     pass_blocks = -(-(P * N) // block)
     dx, ddt, db, dc, dinitial, _ = _empty_gradients(x, dt, a, b, c, cu_seqlens)
 
@@ -295,13 +297,13 @@ def _backward(
         kernels.pass_gradients[(chunks.sequences * H * pass_blocks,)](
             local, states, high, local if dfinal is None else dfinal.contiguous(), chunks.first, dnext, passing,
             dinitial, chunks.per_row, H, P * N,
-            HAS_DFINAL=dfinal is not None, BLOCK=block, UNROLL=4, num_warps=pass_warps, **tiles,
+            HAS_DFINAL=dfinal is not None, BLOCK=block, UNROLL=8, num_warps=1, **tiles,
         )  # fmt: skip
         kernels.input_gradients[(chunks.count * slices,)](
             x, dy, b, c, a if d is None else d.contiguous(), dnext, steps, high, low, chunks.table,
             dx, direct, pair_reads, pair_writes, writes, dskip,
-            *x.stride()[:3], *dy.stride()[:3], *b.stride()[:3], *c.stride()[:3], *where, slices,
-            HAS_D=d is not None, N_BLOCKS=n_blocks, HEADS=heads, BLOCK_Q=cut.block_q,
+            *x.stride()[:3], *dy.stride()[:3], *b.stride()[:3], *c.stride()[:3], *where, heads, slices,
+            HAS_D=d is not None, N_BLOCKS=n_blocks, BLOCK_Q=cut.block_q,
             num_warps=cut.warps, num_stages=stages, **products,
         )  # fmt: skip
         for of_b, out in ((False, dc), (True, db)):
@@ -309,8 +311,8 @@ def _backward(
             own, other, projection, state = (x, dy, c, dnext) if of_b else (dy, x, b, states)
             kernels.projection_gradients[(chunks.count * slices, n_blocks)](
                 own, other, projection, state, steps, high, low, chunks.table, partial,
-                *own.stride()[:3], *other.stride()[:3], *projection.stride()[:3], *where, G, slices, out.numel(),
-                OF_B=of_b, HEADS=heads, num_warps=cut.warps, num_stages=stages, **products,
+                *own.stride()[:3], *other.stride()[:3], *projection.stride()[:3], *where,
+                heads, G, slices, out.numel(), OF_B=of_b, num_warps=cut.warps, num_stages=stages, **products,
             )  # fmt: skip
             if per_group > 1:
                 kernels.add_slices[(-(-out.numel() // 1024),)](

@@ -19,6 +19,9 @@ import triton.language as tl
 
 from seqkernels.triton_math import exp2
 
+# Compiled once for all values: a model of another width or length does not wait for the compiler again.
+SIZES = ("L", "M", "H", "R", "G", "HEADS", "slices", "chunks", "size", "stride_slice")
+
 
 @triton.jit
 def _locate(chunk, table, L, M, Q: tl.constexpr, PACKED: tl.constexpr):
@@ -62,7 +65,7 @@ def _decay(high_q, low_q, high_k, low_k, PRECISE: tl.constexpr):
     return exp2(tl.minimum(gap, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def step_sizes(
     dt, a, dt_bias, table, steps, high, low,
     stride_b, stride_l, stride_h, L, M, H,
@@ -97,7 +100,7 @@ def step_sizes(
         tl.store(low + target, (exact - nearest.to(tl.float64)).to(tl.float32), mask=real_head)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_states(
     x, b, states, steps, high, low, table, local, reads,
     stride_xb, stride_xl, stride_xh, stride_bb, stride_bl, stride_bg,
@@ -142,7 +145,7 @@ def chunk_states(
         tl.store(reads + ((chunk * tl.num_programs(1) + tl.program_id(1)) * heads + v) * Q + rows, read)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def pass_states(
     local, high, initial, first_chunk, states, final,
     M, H, PN,
@@ -183,7 +186,7 @@ def pass_states(
     tl.store(final + place + at, state, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def pass_gradients(
     local, states, high, dfinal, first_chunk, dnext, passing, dinitial,
     M, H, PN,
@@ -240,7 +243,7 @@ def pass_gradients(
 
 
 @triton.jit
-def _heads_of(slice_, R, HEADS: tl.constexpr):
+def _heads_of(slice_, R, HEADS):
     """Group, first and behind-last head of a slice: at most HEADS heads of one group."""
     per_group = tl.cdiv(R, HEADS)
     group = slice_ // per_group
@@ -297,13 +300,13 @@ def _through_state(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def chunk_output(
     x, b, c, d, states, steps, high, low, table, y,
     stride_xb, stride_xl, stride_xh, stride_bb, stride_bl, stride_bg, stride_cb, stride_cl, stride_cg,
-    L, M, H, P, N, R, slices,
+    L, M, H, P, N, R, HEADS, slices,
     HAS_D: tl.constexpr, PACKED: tl.constexpr, PRECISE: tl.constexpr,
-    Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, N_BLOCKS: tl.constexpr, HEADS: tl.constexpr,
+    Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, N_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """y_q = sum_k decay(q, k) (c_q . b_k) dt_k x_k + exp(sum up to q) c_q . state + D x_q, for a slice of heads.
 
@@ -341,14 +344,14 @@ def chunk_output(
         tl.store(y + q[:, None] * (H * P) + h * P + p[None, :], out, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def input_gradients(
     x, dy, b, c, d, dnext, steps, high, low, table, dx, direct, pair_reads, pair_writes, writes, dskip,
     stride_xb, stride_xl, stride_xh, stride_yb, stride_yl, stride_yh,
     stride_bb, stride_bl, stride_bg, stride_cb, stride_cl, stride_cg,
-    L, M, H, P, N, R, slices,
+    L, M, H, P, N, R, HEADS, slices,
     HAS_D: tl.constexpr, PACKED: tl.constexpr, PRECISE: tl.constexpr, Q: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, N_BLOCKS: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, N_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """dx_k = dt_k u_k + D dy_k with u_k = sum_q decay(q, k) (c_q . b_k) dy_q + exp(sum after k) dnext b_k.
 
@@ -430,13 +433,13 @@ def input_gradients(
         tl.store(dx + k[:, None] * (H * P) + h * P + p[None, :], out, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def projection_gradients(
     own, other, projection, states, steps, high, low, table, out,
     stride_ob, stride_ol, stride_oh, stride_tb, stride_tl, stride_th, stride_pb, stride_pl, stride_pg,
-    L, M, H, P, N, R, G, slices, stride_slice,
+    L, M, H, P, N, R, HEADS, G, slices, stride_slice,
     OF_B: tl.constexpr, PACKED: tl.constexpr, PRECISE: tl.constexpr,
-    Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, HEADS: tl.constexpr,
+    Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dc_q = sum_k v(q, k) b_k + sum_h exp(sum up to q) state dy_q, v(q, k) = sum_h decay(q, k) dt_k dy_q . x_k.
 
@@ -496,7 +499,7 @@ def projection_gradients(
     tl.store(target + i[:, None] * (G * N) + n[None, :], total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def add_slices(partial, out, size, stride_slice, slices, BLOCK: tl.constexpr):
     """Add the slices of heads, in order."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -507,7 +510,7 @@ def add_slices(partial, out, size, stride_slice, slices, BLOCK: tl.constexpr):
     tl.store(out + at, total, mask=at < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def step_gradients(
     dt, a, dt_bias, steps, direct, pair_reads, pair_writes, writes, reads, passing, dskip, table, ddt, sums,
     stride_b, stride_l, stride_h, L, M, H, chunks,
