@@ -85,6 +85,9 @@ ZOO: dict[str, Candidate] = {
         "Mamba block with a time-invariant core, 15 blocks",
         stack({"_target_": f"{LAYER}.mamba_s4.MambaS4", "_partial_": True}, 15), 2e-3, small=SMALL_STACK,
     ),
+    "mamba_complex": Candidate(
+        "Mamba with complex states, 15 blocks", stack({**MAMBA, "complex": True}, 15), 4e-3, small=SMALL_STACK,
+    ),
     "hyena": Candidate(
         "Hyena (filters as long as the sequence) and GELU MLP, 13 of each", pattern("hg" * 13), 1e-3,
         small={"d_model": 16, "pattern": "hg"},

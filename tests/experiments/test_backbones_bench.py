@@ -13,8 +13,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["mamba", "mamba2", "transformer", "hybrid", "s4d", "mamba_s4", "hyena", "dilated_conv", "lstm",
-         "unet", "caduceus_ph", "caduceus_ps"]  # fmt: skip
+NAMES = ["mamba", "mamba2", "transformer", "hybrid", "s4d", "mamba_s4", "mamba_complex", "hyena", "dilated_conv",
+         "lstm", "unet", "caduceus_ph", "caduceus_ps"]  # fmt: skip
 
 
 @pytest.fixture
