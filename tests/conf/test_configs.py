@@ -22,6 +22,8 @@ MUST_BE_GIVEN = {
     "generate": ["run=x"],
     "score": ["run=x", "vcf=a", "fasta=b", "output=c"],
     "convert": ["source=a", "target=b"],
+    "embed": ["run=x", "fasta=b", "output=c"],
+    "mutagenesis": ["run=x", "fasta=b", "region=r", "output=c"],
 }
 
 
