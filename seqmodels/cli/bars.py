@@ -43,3 +43,17 @@ def bar(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]
             progress.update(task, total=total, advance=amount, rate=f"{speed:,.0f} {unit}s/s" if speed else "")
 
         yield move
+
+
+@contextmanager
+def counting_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function of (units done so far, units in all), as long jobs of the library report them."""
+    with bar(what, None, unit) as move:
+        before = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal before
+            move(done - before, total)
+            before = done
+
+        yield progress

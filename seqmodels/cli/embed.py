@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seqmodels.cli.bars import bar
+from seqmodels.cli.bars import counting_bar
 from seqmodels.cli.compose import compose
 from seqmodels.cli.console import show_log
 
@@ -28,14 +28,7 @@ def embed_run(config: Mapping[str, Any]) -> Mapping[str, int]:
     # The embedder belongs to a domain: only the YAML names it.
     embedder = build(config["embedder"])
     loaded = load(config["run"], config["device"], which=config["checkpoint"])
-    with bar("embedding", None, "base") as move:
-        done = 0
-
-        def progress(bases: int, total: int) -> None:
-            nonlocal done
-            move(bases - done, total)
-            done = bases
-
+    with counting_bar("embedding", "base") as progress:
         return embedder(
             loaded, config["fasta"], config["output"], regions=config["regions"], progress=progress
         )

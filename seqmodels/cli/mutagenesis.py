@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seqmodels.cli.bars import bar
+from seqmodels.cli.bars import counting_bar
 from seqmodels.cli.compose import compose
 from seqmodels.cli.console import show_log
 
@@ -28,14 +28,7 @@ def mutagenesis_run(config: Mapping[str, Any]) -> Mapping[str, Any]:
     # The scorer belongs to a domain: only the YAML names it.
     scorer = build(config["scorer"])
     loaded = load(config["run"], config["device"], which=config["checkpoint"], objective="next_token")
-    with bar("mutating", None, "position") as move:
-        done = 0
-
-        def progress(positions: int, total: int) -> None:
-            nonlocal done
-            move(positions - done, total)
-            done = positions
-
+    with counting_bar("mutating", "position") as progress:
         return scorer(
             loaded, config["fasta"], config["region"], config["output"], figure=config["figure"], progress=progress
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seqmodels.cli.bars import bar
+from seqmodels.cli.bars import counting_bar
 from seqmodels.cli.compose import compose
 from seqmodels.cli.console import show_log
 
@@ -28,14 +28,7 @@ def score_run(config: Mapping[str, Any]) -> Mapping[str, int]:
     # The scorer belongs to a domain: only the YAML names it.
     scorer = build(config["scorer"])
     loaded = load(config["run"], config["device"], which=config["checkpoint"], objective="next_token")
-    with bar("scoring", None, "variant") as move:
-        done = 0
-
-        def progress(records: int, total: int) -> None:
-            nonlocal done
-            move(records - done, total)
-            done = records
-
+    with counting_bar("scoring", "variant") as progress:
         return scorer(
             loaded, config["vcf"], config["fasta"], config["output"], table=config["table"], progress=progress
         )
