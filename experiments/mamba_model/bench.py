@@ -111,19 +111,17 @@ def layer_rows() -> Iterator[dict[str, Any]]:
         torch.cuda.empty_cache()
 
 
-# Kept for backward: everything; not what the scan reads; not the scan; the inputs of blocks alone, then (of the block
-# at work) everything or the least
-RECOMPUTE = ("nothing", "inputs", "all", "blocks", "blocks+all")
+# Kept for backward: everything; not what the scan reads; not the scan; the inputs of blocks alone (checkpoint_blocks)
+RECOMPUTE = ("nothing", "inputs", "all", "blocks")
 
 
 def language_model(d_model: int, n_layers: int, vocab_size: int, recompute: str = "nothing") -> SequenceModel:
-    blocks, _, layers = recompute.partition("+") if recompute.startswith("blocks") else ("", "", recompute)
     backbone = Stack(
         vocab_size=vocab_size,
         d_model=d_model,
         n_layers=n_layers,
-        layer=partial(Mamba, recompute=layers or "nothing"),
-        checkpoint_blocks=bool(blocks),
+        layer=partial(Mamba, recompute="nothing" if recompute == "blocks" else recompute),
+        checkpoint_blocks=recompute == "blocks",
     )
     return SequenceModel(backbone, NextTokenHead(d_model=d_model, vocab_size=backbone.embedding.num_embeddings)).cuda()
 
