@@ -92,12 +92,20 @@ def _fetch_one(file: RemoteFile, folder: Path, record: _Record, unpack: bool, pr
     if record.has(file, result):
         log.info("there already  %s", result)
         return result
+    put_there = file.path not in record.entries  # what is there was put there by the user
+    if put_there and result != target and result.exists():
+        log.warning("%s is there, but not from this command: it is taken as it is, unchecked", result)
+        return result
     expected = file.checksum or _published_checksum(file) or record.checksum_of(file)
     if expected is None:
         log.warning("%s: its publisher gives no checksum; what arrives now is recorded in %s", file.url, record.path)
-    log.info("downloading    %s", file.url)
-    _download(file.url, target, expected, progress)
-    sha256 = _sha256(target)
+    if put_there and target.exists():
+        _check(target, expected)
+        log.info("there already  %s", target)
+    else:
+        log.info("downloading    %s", file.url)
+        _download(file.url, target, expected, progress)
+    sha256 = _digest(target, "sha256")
     if result != target:
         _unpack(target, result)
     record.add(file, sha256, result)
@@ -122,7 +130,7 @@ def _download(url: str, target: Path, expected: str | None, progress: Progress) 
         raise ImportError("downloads need pooch: pip install pooch", name="pooch") from error
     pooch.get_logger().setLevel(logging.WARNING)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # not in the record, or changed since: pooch would trust it where no hash is known
+    target.unlink(missing_ok=True)  # changed since it was recorded: pooch would trust it where no hash is known
     resuming = Resuming(target.with_name(f"{target.name}.part"), trusted=expected is not None, progress=progress)
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -267,9 +275,17 @@ def _unpack(packed: Path, result: Path) -> None:
     packed.unlink()
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path, kind: str) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def _check(path: Path, expected: str | None) -> None:
+    """A file that the user has put there must be the one that would be downloaded, where that can be told."""
+    if expected is not None:
+        kind, _, digits = expected.partition(":")
+        if (found := _digest(path, kind)) != digits:
+            raise ValueError(f"{path} is not the file that is meant: its {kind} is {found}, not {digits}; remove it")
 
 
 class _Record:

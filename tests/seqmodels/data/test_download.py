@@ -167,6 +167,20 @@ def test_a_changed_file_on_the_disk_is_fetched_again_and_checked(server, tmp_pat
         fetch([file], tmp_path)  # without a checksum of the publisher, the first download counts
 
 
+def test_a_file_put_there_by_hand_is_taken_and_checked(server, tmp_path: Path, caplog):
+    file = RemoteFile(f"{server.url}/x.fa.gz", "x.fa.gz", sha256(gzip.compress(b">a\nAC\n", mtime=0)))
+    (tmp_path / "x.fa.gz").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"x.fa.gz is not the file that is meant: its sha256 is .*; remove it"):
+        fetch([file], tmp_path)
+    (tmp_path / "x.fa.gz").write_bytes(gzip.compress(b">a\nAC\n", mtime=0))
+    assert fetch([file], tmp_path) == [tmp_path / "x.fa"]
+    (tmp_path / "y.fa").write_text("mine")
+    assert fetch([RemoteFile(f"{server.url}/y.fa.gz", "y.fa.gz")], tmp_path) == [tmp_path / "y.fa"]
+    assert (tmp_path / "y.fa").read_text() == "mine"
+    assert "y.fa is there, but not from this command" in caplog.text
+    assert not server.seen
+
+
 def test_the_publishers_list_of_checksums(server, tmp_path: Path, caplog):
     digest = hashlib.md5(BYTES).hexdigest()
     server.files |= {"/d/x.bin": BYTES, "/d/md5sum.txt": f"0  ./other\n{digest}  ./x.bin\n".encode()}
