@@ -136,6 +136,6 @@ def _check_policy(
         )
     if policy in PUBLISHED and not isinstance(splits, BedRegions):
         raise ValueError(
-            f'policy="{policy}" takes windows from the rows of a BED: set splits to domains.dna.intervals.BedRegions'
+            f'policy="{policy}" takes windows from the rows of a BED: domain=dna_hg38, or splits=BedRegions'
             " with the path of, for HG38, human-sequences.bed"
         )
