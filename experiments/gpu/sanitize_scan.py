@@ -6,7 +6,25 @@ Run with PYTORCH_NO_CUDA_MEMORY_CACHING=1: each tensor is then its own allocatio
 from __future__ import annotations
 
 import torch
+from seqkernels.mamba_inner import InnerWeights, mamba_inner
 from seqkernels.selective_scan.cuda import complex_ops, launch, plan
+
+# saved every, forward, backward; the last needs blocks of 128 channels
+LAYOUTS = ((4, (1, 64, 8), (2, 4, 2)), (8, (4, 64, 8), (4, 2, 4)), (4, (1, 128, 4), (4, 4, 2)), (4, (2, 64, 8), (2, 4, 3)))
+
+
+def fused_block() -> None:
+    """The Mamba block as one node: strided inputs and gradients."""
+    E, R, D = 128, 8, 24
+    shapes = ((E, 4), (E,), (R + 32, E), (E, R), (E,), (E, 16), (E,), (D, E))
+    leaves = [torch.randn(shape, device="cuda") / 8 for shape in shapes]
+    leaves[5] = -leaves[5].abs() - 0.1
+    xz = torch.randn(2, 37, 2 * E, device="cuda", dtype=torch.bfloat16)
+    for leaf in (xz, *leaves):
+        leaf.requires_grad_()
+    for recompute in ("nothing", "all"):
+        out, _ = mamba_inner(xz, InnerWeights(*leaves), recompute=recompute)
+        torch.autograd.grad(out, [xz, *leaves], torch.randn_like(out))
 
 
 def main() -> None:
@@ -26,7 +44,7 @@ def main() -> None:
             )  # fmt: skip
             for chunks in (1, 2):
                 cut = plan.cut_into(p.size, chunks)
-                for every, forward, backward in ((4, (1, 64, 8), (2, 4, 2)), (8, (4, 64, 8), (4, 2, 4))):
+                for every, forward, backward in LAYOUTS if E % 128 == 0 else LAYOUTS[:2]:
                     result = launch.run_forward(p, every, plan.Forward(*forward, cut))
                     backward = (2, 4, 2) if dtype == f32 else backward
                     layout = plan.Backward(*backward, cut)
@@ -36,6 +54,7 @@ def main() -> None:
     x, dt, z = (torch.randn(2, 33, 20, device="cuda") for _ in range(3))
     out, _, states = complex_ops.forward_op(x, dt, a, b, c, None, z, None, True, None, None, True)
     complex_ops.backward_op(out, None, x, dt, a, b, c, None, z, None, True, None, states)
+    fused_block()
     torch.cuda.synchronize()
     print("done")
 
