@@ -10,7 +10,12 @@ from seqkernels.mamba_inner import InnerWeights, mamba_inner
 from seqkernels.selective_scan.cuda import complex_ops, launch, plan
 
 # saved every, forward, backward; the last needs blocks of 128 channels
-LAYOUTS = ((4, (1, 64, 8), (2, 4, 2)), (8, (4, 64, 8), (4, 2, 4)), (4, (1, 128, 4), (4, 4, 2)), (4, (2, 64, 8), (2, 4, 3)))
+LAYOUTS = (
+    (4, (1, 64, 8), (2, 4, 2)),
+    (8, (4, 64, 8), (4, 2, 4)),
+    (4, (2, 64, 8), (2, 4, 3)),
+    (4, (1, 128, 4), (4, 4, 2)),
+)
 
 
 def fused_block() -> None:
@@ -44,7 +49,7 @@ def main() -> None:
             )  # fmt: skip
             for chunks in (1, 2):
                 cut = plan.cut_into(p.size, chunks)
-                for every, forward, backward in LAYOUTS if E % 128 == 0 else LAYOUTS[:2]:
+                for every, forward, backward in LAYOUTS if E % 128 == 0 else LAYOUTS[:3]:
                     result = launch.run_forward(p, every, plan.Forward(*forward, cut))
                     backward = (2, 4, 2) if dtype == f32 else backward
                     layout = plan.Backward(*backward, cut)
