@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 def chunk_length(L: int, dtype: torch.dtype) -> int:
     """Q of a plan; short sequences are not padded to the longest chunk."""
     longest = 64 if dtype == torch.float32 else 128
-    return longest if L > longest // 2 else longest // 2
+    return longest if longest // 2 < L else longest // 2
 
 
 def plan(L: int, P: int, N: int, dtype: torch.dtype) -> Plan:
@@ -99,8 +99,8 @@ def _stages(device_index: int, n_blocks: int) -> int:
     return 2 if room >= (140_000 if n_blocks == 1 else 205_000) else 1
 
 
-#: Programs that keep an H200 busy: about eight for each of its 132 multiprocessors.
-_PROGRAMS_WANTED = 1024
+#: Programs that keep an H200 busy: about four for each of its 132 multiprocessors.
+_PROGRAMS_WANTED = 512
 
 
 def heads_of_a_program(chunks: int, heads: int, groups: int) -> int:
