@@ -44,6 +44,7 @@ scan_sanitize() {
 ssd_bench() {  # with an empty cache of compiled kernels, so that the first call is one
   TRITON_CACHE_DIR="$(mktemp -d)" logged ssd_bench 240 python3 experiments/ssd/bench.py "$out/ssd.csv" "${COMMIT:-unknown}"
 }
+ssd_sweep() { logged ssd_sweep 300 python3 experiments/ssd/sweep.py; }  # which tile sizes are fastest; nothing depends on it
 ssd_tests() {
   logged ssd_tests 300 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/kernels/test_ssd_triton.py \
     tests/kernels/test_ops.py tests/kernels/test_triton.py tests/seqmodels/layers/test_laws.py -k "ssd or gated or mamba2"
