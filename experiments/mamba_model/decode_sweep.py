@@ -165,7 +165,7 @@ def tried(call: Callable[[], Any], rows: list[tuple[float, Any]], cut: Any) -> N
         print("   refused", cut, str(error).splitlines()[-1][:120])
 
 
-FIRST = (Projection(8, 3), Scan(16, 16, 1), Projection(8, 1))
+FIRST = (Projection(8, 3), Scan(32, 16, 1), Projection(8, 1))
 
 
 def few_rows(B: int, cuts: list[tuple[Projection, Scan, Projection]]) -> None:
@@ -187,9 +187,9 @@ def few_rows(B: int, cuts: list[tuple[Projection, Scan, Projection]]) -> None:
 
 
 def few() -> None:
-    ins = [Projection(*c) for c in ((4, 6), (4, 4), (8, 2), (8, 1), (12, 2), (16, 1), (4, 2), (16, 2), (24, 1), (6, 4))]
-    scans = [Scan(32, 16, 1), Scan(8, 16, 1), Scan(16, 8, 1), Scan(32, 8, 1), Scan(32, 4, 1), Scan(12, 16, 1)]
-    outs = [Projection(*c) for c in ((6, 1), (4, 1), (12, 1), (4, 2), (3, 2), (16, 1))]
+    ins = [Projection(*c) for c in ((4, 6), (12, 2), (16, 2), (6, 4))]
+    scans = [Scan(16, 16, 1), Scan(64, 16, 1), Scan(64, 8, 1), Scan(48, 16, 1), Scan(96, 8, 1), Scan(32, 8, 1)]
+    outs = [Projection(*c) for c in ((6, 1), (4, 1), (12, 1))]
     cuts = [FIRST, *((i, *FIRST[1:]) for i in ins), *((FIRST[0], s, FIRST[2]) for s in scans)]
     few_rows(1, [*cuts, *((*FIRST[:2], o) for o in outs)])
 

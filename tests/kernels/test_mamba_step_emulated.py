@@ -29,6 +29,24 @@ PORTED = {
     "uint4 load_here(const void* from)": "return *(const uint4*)from;",
     "float load_here(const float* from)": "return *from;",
     "u16 load_here(const u16* from)": "return *from;",
+    "u32 load_here(const u32* from)": "return *from;",
+    "void multiply_add(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2])": """
+      static u32 lanes[1024][6];  // a, b of every thread; threads of a warp wait for one another
+      u32* mine = lanes[cpu::thread.x];
+      for (int i = 0; i < 4; i++) mine[i] = a[i];
+      for (int i = 0; i < 2; i++) mine[4 + i] = b[i];
+      __syncwarp();
+      u32 (*warp)[6] = lanes + cpu::thread.x / 32 * 32;
+      const int lane = cpu::thread.x % 32;
+      for (int i = 0; i < 4; i++) {
+        const int row = lane / 4 + i / 2 * 8, n = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 16; k++) {
+          const u32 x = warp[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], y = warp[n * 4 + k % 8 / 2][4 + k / 8];
+          c[i] += to_float((u16)(k % 2 ? x >> 16 : x)) * to_float((u16)(k % 2 ? y >> 16 : y));
+        }
+      }
+      __syncwarp();
+    """,
     "void copy_async(void* to_shared, const void* from)": "cpu::copy(to_shared, from, 16, true);",
     "void copies_wait()": "cpu::close_group(); cpu::wait(0);",
     "void store_quad(float* to, const float* v)": "memcpy(to, v, 16);",
@@ -129,6 +147,9 @@ STEPS = {
     "pairs-of-a-thread": (Sizes(8, 64, 16, 8, 4), 11, Convolve(32, 8, 4), Scan(16, 4, 8), torch.bfloat16),
     "odd-ranks": (Sizes(8, 64, 16, 6, 4), 4, Convolve(32, 4, 2), Scan(32, 2, 4), torch.float32),
     "rows-below-lanes": (Sizes(8, 32, 8, 7, 4), 3, Convolve(8, 2, 1), Scan(8, 8, 2), torch.float32),
+    "tensor-cores": (Sizes(8, 64, 16, 10, 4), 21, Convolve(32, 16, 1), Scan(16, 4, 4), torch.bfloat16),
+    "tensor-cores-few-rows": (Sizes(8, 64, 16, 3, 3), 10, Convolve(16, 8, 1), Scan(16, 4, 4), torch.bfloat16),
+    "fp32-many-rows": (Sizes(8, 64, 16, 10, 4), 9, Convolve(32, 8, 2), Scan(16, 4, 4), torch.float32),
     "bf16-wide-state": (Sizes(8, 32, 64, 6, 2), 3, Convolve(8, 2, 1), Scan(16, 4, 4), torch.bfloat16),
 }
 

@@ -83,6 +83,11 @@ DEVICE u16 load_here(const u16* from) {
   asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(from) : "memory");
   return v;
 }
+DEVICE u32 load_here(const u32* from) {
+  u32 v;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
 // 16 bytes into shared memory, past the registers: these loads are all on the way at once, whatever the assembler thinks.
 DEVICE void copy_async(void* to_shared, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to_shared)), "l"(from) : "memory");
@@ -109,6 +114,16 @@ DEVICE element from_float(float v) { u16 r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"
 #elif ELEMENT == 2
 DEVICE float to_float(element v) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v)); return r; }
 DEVICE element from_float(float v) { u16 r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return r; }
+#endif
+
+#if ELEMENT == 1
+// c += a b on a warp's tensor cores: a 16 x 16, b 16 x 8, c 16 x 8. With g = lane / 4 and t = lane % 4, a lane has
+// a[0] = (g, 2t..), a[1] = (g + 8, 2t..), a[2] = (g, 2t + 8..), a[3] = (g + 8, 2t + 8..), two neighbouring k each;
+// b[0] = (2t.., g), b[1] = (2t + 8.., g); c = (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 #endif
 
 // 8 consecutive elements in registers.

@@ -105,15 +105,15 @@ def plan_convolve(size: Sizes, rows: int, most_channels: int) -> Convolve | None
 
 
 def plan_scan(size: Sizes, B: int, shares: int, element_bytes: int) -> Scan | None:
-    """Few rows: a lane a state. Many: 16 bytes of the state a lane, and as many rows as registers and memory allow."""
-    lanes, rows = (16, 1) if B < 16 else (8, 2) if B < 64 else (4, 8)
-    lanes = math.gcd(size.N, max(lanes, min(32, size.N // 4)))  # a lane holds 4 states if there are enough lanes
+    """Few rows: a lane a state. Many: up to 8 states a lane, and as many rows as registers and memory allow."""
+    lanes, rows, threads = (16, 1, 512) if B < 16 else (4, 4, 256) if B < 64 else (2, 4, 256)
+    lanes = math.gcd(size.N, max(lanes, min(32, size.N // 8)))  # not more states a lane than there are registers for
     while rows > 1 and rows * size.N // lanes > 32:
         rows //= 2
     if size.N // lanes > 32:
         return None
     while True:
-        for channels in range(256 // lanes, 0, -1):
+        for channels in range(threads // lanes, 0, -1):
             cut = Scan(channels, lanes, rows)
             whole = size.E % channels == 0 and channels * lanes % 32 == 0
             if whole and cut.shared_bytes(size, shares, element_bytes) <= _MOST_SHARED:
