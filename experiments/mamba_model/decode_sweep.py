@@ -204,9 +204,9 @@ def pairs() -> None:
     for B in (128, 16):
         weights = layers(B)
         rows: list[tuple[float, Any]] = []
-        convolves = [Convolve(128, 8, 4), Convolve(128, 4, 4), Convolve(128, 8, 2), Convolve(128, 16, 4)]
-        convolves += [Convolve(64, 8, 2), Convolve(64, 8, 4), Convolve(64, 16, 4), Convolve(96, 8, 4)]
-        scans = [Scan(64, 4, 8), Scan(32, 4, 8), Scan(64, 4, 4), Scan(128, 2, 4), Scan(64, 2, 4), Scan(32, 8, 2)]
+        convolves = [Convolve(128, 8, 4), Convolve(128, 16, 4), Convolve(128, 8, 2), Convolve(64, 8, 4)]
+        convolves += [Convolve(64, 16, 4), Convolve(64, 8, 2), Convolve(256, 8, 4), Convolve(256, 16, 8)]
+        scans = [Scan(128, 2, 4), Scan(64, 4, 8), Scan(64, 4, 4), Scan(64, 2, 4), Scan(128, 2, 2)]
         first = convolves[0], scans[0]
         for cut in [*((c, first[1]) for c in convolves), *((first[0], s) for s in scans[1:])]:
             if cut[1].shared_bytes(SIZE, SIZE.E // cut[0].channels, 2) > 48 * 1024:
