@@ -89,6 +89,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     yield make("packed_40_40-H2-P8-N16", 1, 80, 2, 8, 16, bounds=[0, 40, 80])
     yield make("L150-H1-P2-N1-state", 1, 150, 1, 2, 1, options=state)  # small enough for interpreters, several chunks
     yield make("packed_70_3_77-H1-P2-N1-state", 1, 150, 1, 2, 1, options=state, bounds=[0, 70, 73, 150])
+    yield make("packed_5_1100_3-H1-P4-N4-state", 1, 1108, 1, 4, 4, options=state, bounds=[0, 5, 1105, 1108])
     yield make("packed_7_13-H2-P4-N4-state", 1, 20, 2, 4, 4, options=state, bounds=[0, 7, 20])
     extremes = make("L64-H4-P8-N8-softplus_extremes", 1, 64, 4, 8, 8)
     extremes.tensors["dt_BLH"] = (extremes.tensors["dt_BLH"] + 2) * 12  # both sides of the threshold 20; decays vanish
