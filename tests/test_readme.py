@@ -23,6 +23,11 @@ SHORTER = {
     "evaluate": ("max_batches=1",),
     "generate": ("length=20",),
     "score": ("scorer.window_bases=64",),
+    "embed": (),
+    "mutagenesis": ("scorer.window_bases=64",),
+    "describe": (),
+    "convert": (),
+    "prepare": (),
 }
 
 
@@ -52,7 +57,7 @@ def own_files(tmp_path, monkeypatch):
 
 def test_the_readme_shows_every_kind_of_command():
     shown = {words[0] for words in commands()}
-    assert {"train", "evaluate", "generate", "score"} <= shown <= set(COMMANDS)
+    assert shown == set(SHORTER) <= set(COMMANDS)
 
 
 def shortened(words: list[str], run: pathlib.Path | None) -> list[str]:
@@ -62,20 +67,25 @@ def shortened(words: list[str], run: pathlib.Path | None) -> list[str]:
         return [word.replace("max_steps=10000", "max_steps=3") for word in named]
     if any(word.startswith("seconds=") for word in named):
         named = [word for word in named if not word.startswith("seconds=")]  # the run before it is DNA
+    if any(word.startswith("backbone=") for word in named):  # a preset says itself how many layers
+        return [*named, *[word for word in SHORTER[words[0]] if word != "backbone.n_layers=1"]]
     return [*named, *SHORTER[words[0]]]
 
 
 def test_every_command_of_the_readme_runs(own_files, capfd):
     dna_run: pathlib.Path | None = None
     for number, words in enumerate(commands()):
-        if words[0] not in SHORTER:
-            continue
         named = [f"name=run{number}"] if words[0] == "train" and "resume=" not in " ".join(words) else []
         final = [*shortened(words, dna_run), *named]
         assert main(final) == 0, f"seqmodels {shlex.join(final)}\n{capfd.readouterr().err}"
-        if "experiment=quickstart_dna" in words:
+        if "experiment=quickstart_dna" in words and dna_run is None:
             dna_run = own_files / "runs" / f"run{number}"
+            published = ["convert", f"source={dna_run}", "target=mamba-130m", "to=state-spaces"]
+            assert (own_files / "mamba-130m").exists() or main(published) == 0, capfd.readouterr().err
     assert (own_files / "scored.vcf").exists()
+    assert (own_files / "embedded/manifest.json").exists()
+    assert (own_files / "ism.png").exists()
+    assert (own_files / "runs/mamba-130m/checkpoints").exists()
     (made,) = own_files.glob("runs/*/results/*.fa")
     assert set("".join(made.read_text().splitlines()[1::2])) <= set("ACGT"), "special tokens were drawn"
     assert dna_run is not None
