@@ -58,6 +58,14 @@ class SequenceModel(nn.Module):
         if isinstance(head, NextTokenHead) and head.tied:
             head.tie(self.backbone.embedding)
 
+    def begin(self, labels_B: Int[Tensor, " B"] | None) -> State:
+        """The state before the first symbol: what a model that is told classes starts from; None for every other.
+
+        Raises:
+            ValueError: the model is told classes, and `labels_B` is None or names others.
+        """
+        return self.backbone.begin(labels_B)
+
     def forward(
         self,
         ids_BL: Int[Tensor, "B L"],
@@ -70,7 +78,7 @@ class SequenceModel(nn.Module):
 
         Args:
             ids_BL: int64 ids in 0..vocab_size-1.
-            state: what the previous piece returned; None starts from zero.
+            state: what the previous piece returned; at the start, what `begin` returned. None starts from zero.
             cu_seqlens: offsets of sequences packed into one row (B == 1); the state then has one row a sequence.
             lengths_B: real positions of each row, padding on the right; pooling heads need it, and so do backbones
                 that are not causal (they never see the padding). The returned state of a padded row has seen its
@@ -99,11 +107,17 @@ class SequenceModel(nn.Module):
         return hidden_BLD.masked_scatter(is_real_BL[..., None], packed_1TD), state
 
 
+CLASS_CONDITIONED = "seqmodels.backbones.class_conditioned.ClassConditioned"
 _STRANDS = {1: "one strand", 2: "two strands"}
 
 
 def model_spec(
-    backbone: Mapping[str, Any], head: Mapping[str, Any], *, vocab_size: int, num_classes: int | None = None
+    backbone: Mapping[str, Any],
+    head: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    num_classes: int | None = None,
+    condition: str | None = None,
 ) -> dict[str, Any]:
     """The plain-data description of a model with every run-time value filled in: what `model.json` stores.
 
@@ -112,17 +126,28 @@ def model_spec(
         head: a head's spec, without d_model, vocab_size or num_classes: its signature says which it takes.
         vocab_size: the tokenizer's.
         num_classes: number of labels of a classification data set.
+        condition: "class" tells the backbone the label of every sequence (`ClassConditioned`); None tells it nothing.
 
     Returns:
         A spec for `seqmodels.instantiate.build`.
 
     Raises:
-        ValueError: the head needs num_classes and there are none: the data has no labels.
+        ValueError: the head or the condition needs num_classes and there are none: the data has no labels. A condition
+            that is not known, or on what the head is to find out.
     """
     backbone = {**backbone, "vocab_size": vocab_size}
     known = {"d_model": backbone["d_model"], "vocab_size": vocab_size, "num_classes": num_classes}
-    wanted = inspect.signature(locate(head["_target_"])).parameters
+    target = locate(head["_target_"])
+    wanted = inspect.signature(target).parameters
     if "num_classes" in wanted and not num_classes:
         raise ValueError(f"head {head['_target_']} needs labeled classes, and this data set has none")
+    if condition is not None:
+        if condition != "class":
+            raise ValueError(f"condition={condition!r}: class, or null to tell the model nothing, are accepted")
+        if not num_classes:
+            raise ValueError("condition=class needs labelled data, and this data set has no classes")
+        if getattr(target, "objective", None) == "classify":
+            raise ValueError("condition=class tells the model the class that its head is to find out")
+        backbone = {"_target_": CLASS_CONDITIONED, "backbone": backbone, "num_classes": num_classes}
     filled = {name: value for name, value in known.items() if name in wanted}
     return {"_target_": "seqmodels.model.SequenceModel", "backbone": backbone, "head": {**head, **filled}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -39,8 +40,25 @@ class Backbone(nn.Module, ABC):
         """Steps of one position until the same layers run again: 1, unless some run at a lower rate than the input."""
         return 1
 
+    def begin(self, labels_B: Int[Tensor, " B"] | None) -> State:
+        """The state before the first symbol of B sequences of these classes: None, for what is told no class."""
+        return None
+
     @abstractmethod
     def forward(
         self, ids_BL: Int[Tensor, "B L"], state: State = None, *, cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None
     ) -> tuple[Float[Tensor, "B L D"], State]:
         """Runs over L positions from `state` (None: the start); see `SequenceLayer.forward`."""
+
+
+def add_condition(
+    x_BLD: Float[Tensor, "B L D"],
+    condition_BD: Float[Tensor, "B D"] | None,
+    cu_seqlens: Int[Tensor, " nseq_plus_1"] | None,
+) -> Float[Tensor, "B L D"]:
+    """Adds a vector of each sequence to all of its positions; packed sequences have one row of `condition_BD` each."""
+    if condition_BD is None:
+        return x_BLD
+    if cu_seqlens is None:
+        return x_BLD + condition_BD[:, None]
+    return x_BLD + condition_BD.repeat_interleave(cu_seqlens.diff().to(torch.int64), dim=0, output_size=x_BLD.shape[1])

@@ -19,7 +19,7 @@ from seqkernels.checks import accumulation_dtype
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from seqmodels.backbones.base import Backbone
+from seqmodels.backbones.base import Backbone, add_condition
 from seqmodels.backbones.pattern import factories
 from seqmodels.layers.base import LayerFactory, SequenceLayer, require_positive
 from seqmodels.layers.norm import RMSNorm
@@ -126,10 +126,18 @@ class Stack(Backbone):
         return all(mixer.is_causal for mixer in self.mixers)
 
     def forward(
-        self, ids_BL: Int[Tensor, "B L"], state: State = None, *, cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None
+        self,
+        ids_BL: Int[Tensor, "B L"],
+        state: State = None,
+        *,
+        cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
+        condition_BD: Float[Tensor, "B D"] | None = None,
     ) -> tuple[Float[Tensor, "B L D"], tuple[State, ...]]:
-        """See `Backbone.forward`; the state is one entry a layer, first to last."""
-        x_BLD, residual_BLD = self.embedding(ids_BL), None
+        """See `Backbone.forward`; the state is one entry a layer, first to last.
+
+        `condition_BD`, one row a sequence, is added to the embedding of every position.
+        """
+        x_BLD, residual_BLD = add_condition(self.embedding(ids_BL), condition_BD, cu_seqlens), None
         recompute = self.checkpoint_blocks and torch.is_grad_enabled()
         new_states = []
         for index, block in enumerate(self.layers):

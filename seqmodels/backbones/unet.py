@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from seqmodels.backbones.base import Backbone
+from seqmodels.backbones.base import Backbone, add_condition
 from seqmodels.backbones.pattern import factories
 from seqmodels.backbones.pooling import Rows, gather_groups, spread_groups
 from seqmodels.backbones.stack import EMBEDDING_STD, Block, round_up
@@ -152,9 +152,10 @@ class UNet(Backbone):
         state: UNetState | None = None,
         *,
         cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
+        condition_BD: Float[Tensor, "B D"] | None = None,
     ) -> tuple[Float[Tensor, "B L D"], UNetState]:
-        """See `Backbone.forward`."""
-        x_BLD = self.embedding(ids_BL)
+        """See `Backbone.forward`. `condition_BD`, one row a sequence, is added to the embedding of every position."""
+        x_BLD = add_condition(self.embedding(ids_BL), condition_BD, cu_seqlens)
         count = ids_BL.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         positions = [0] * count if state is None else state.position_B.tolist()
         if cu_seqlens is None and len(set(positions)) > 1:  # rows out of step with each other: as if packed

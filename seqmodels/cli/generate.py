@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqmodels.cli.bars import bar
 from seqmodels.cli.compose import compose
 from seqmodels.cli.console import show_log
+
+if TYPE_CHECKING:
+    from seqmodels.inference import LoadedModel
 
 DEFAULT_LENGTH = 1000
 
@@ -40,6 +43,7 @@ def generate_run(config: Mapping[str, Any]) -> list[str]:
             start_id=tokenizer.start_id,
             prompt_ids=prompt_ids,
             batch_size=count,
+            class_ids=_class_id(config["class_name"], loaded),
             sampling=sampling,
             on_tokens=lambda ids_BQ: move(ids_BQ.numel()),
         )
@@ -58,11 +62,29 @@ def generate_run(config: Mapping[str, Any]) -> list[str]:
     return tokenizer.write(str(output), sequences, names=names)
 
 
+def _class_id(name: Any, loaded: LoadedModel) -> int | None:
+    """The number of the class to make; None for a model that is told no class.
+
+    Raises:
+        ValueError: the model is told classes and none is named, or the other way round, or it knows no such class.
+    """
+    from seqmodels.backbones.class_conditioned import ClassConditioned
+
+    names = ", ".join(loaded.class_names)
+    if not isinstance(loaded.model.backbone, ClassConditioned):
+        if name is not None:
+            raise ValueError(f"class_name={name}: this model is told no class; train one with condition=class")
+        return None
+    if str(name) not in loaded.class_names:
+        raise ValueError(f"class_name={'null' if name is None else name}: say which class to make, one of {names}")
+    return loaded.class_names.index(str(name))
+
+
 def _length(config: Mapping[str, Any], tokenizer: Any) -> int:
     """Symbols to make.
 
     Raises:
-        ValueError: both length and seconds, or seconds of something that is no sound.
+        ValueError: both length and seconds, seconds of something that is no sound, or less than one sample.
     """
     length, seconds = config["length"], config["seconds"]
     if length is not None and seconds is not None:
@@ -72,4 +94,10 @@ def _length(config: Mapping[str, Any], tokenizer: Any) -> int:
     rate_hz = getattr(tokenizer, "sample_rate_hz", None)
     if rate_hz is None:
         raise ValueError(f"seconds={seconds}: this model makes {tokenizer.unit}s, say length=<number of them>")
-    return round(seconds * rate_hz)
+    exact = seconds * rate_hz
+    if not (math.isfinite(exact) and exact >= 1):
+        raise ValueError(f"seconds={seconds}: less than one sample at {rate_hz} Hz, or no number of seconds")
+    length = round(exact)
+    if abs(exact - length) > 1e-6 * exact:
+        print(f"length      seconds={seconds} is {exact:.3f} samples at {rate_hz} Hz: {length:,} are made")
+    return length

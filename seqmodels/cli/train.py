@@ -119,7 +119,7 @@ def _train(config: Mapping[str, Any], run_dir: str | Path, saved: Mapping[str, A
     corpus = build(config["domain"]["dataset"])
     return train(
         corpus,
-        ModelSpec(config["backbone"], config["head"]),
+        ModelSpec(config["backbone"], config["head"], config.get("condition")),  # runs before it existed lack the key
         recipe,
         run_dir=run_dir,
         model_from=config["model_from"],
@@ -168,6 +168,7 @@ def _take_backbone(config: dict[str, Any], words: Sequence[str]) -> None:
     if any(re.match(r"\+*(backbone|layer)[.=@]", word) for word in words):
         return
     backbone = dict(read_meta(find_checkpoint(config["model_from"], "best"))["model"]["backbone"])
+    backbone = dict(backbone.get("backbone", backbone))  # of one that is told classes, what is inside
     backbone.pop("vocab_size")
     config["backbone"] = backbone
 

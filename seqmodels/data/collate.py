@@ -42,7 +42,8 @@ def next_token(records: Sequence[Record], *, start_id: int) -> Batch:
         start_id: the id that stands before the first symbol of every row.
 
     Returns:
-        input_ids_BL, target_ids_BL (both int64), weights_BL when a record has weights.
+        input_ids_BL, target_ids_BL (both int64), weights_BL when a record has weights, labels_B when every record has a
+        label (a model may be told it).
 
     Raises:
         ValueError: a record is empty, or its targets or weights have another length than its ids.
@@ -51,6 +52,7 @@ def next_token(records: Sequence[Record], *, start_id: int) -> Batch:
     shape = (len(records), max(lengths))
     input_ids_BL = np.full(shape, start_id, dtype=np.int64)
     target_ids_BL = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    labels = [record.label for record in records if record.label is not None]
     for row, (record, length) in enumerate(zip(records, lengths)):
         input_ids_BL[row, 1:length] = record.ids[:-1]
         target_ids_BL[row, :length] = record.ids if record.target_ids is None else _same_length(record, "target_ids")
@@ -58,6 +60,7 @@ def next_token(records: Sequence[Record], *, start_id: int) -> Batch:
         input_ids_BL=torch.from_numpy(input_ids_BL),
         target_ids_BL=torch.from_numpy(target_ids_BL),
         weights_BL=_weights(records, shape),
+        labels_B=None if len(labels) < len(records) else torch.tensor(labels),
         lengths_B=torch.tensor(lengths),
         record_ids=tuple(record.id for record in records),
     )

@@ -6,7 +6,7 @@ window reads its whole past, in a cache that is given room for all symbols at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -50,6 +50,7 @@ def generate(
     start_id: int,
     prompt_ids: Integer[Tensor, "*B P"] | np.ndarray | None = None,
     batch_size: int = 1,
+    class_ids: int | Sequence[int] | Int[Tensor, " B"] | None = None,
     sampling: Sampling | None = None,
     on_tokens: Callable[[Int[Tensor, "B Q"]], None] | None = None,
     chunk_len: int = 256,
@@ -62,6 +63,7 @@ def generate(
         start_id: the tokenizer's start_id, read before the prompt.
         prompt_ids: (P,) for every row, or (B, P) one a row; P may be 0. None is no prompt.
         batch_size: rows to make; ignored for a (B, P) prompt, which says it.
+        class_ids: for a model that is told classes (`ClassConditioned`), the class of every row, or one for all.
         sampling: temperature, top-k, top-p and seed; None draws from the model's own distribution with seed 0.
         on_tokens: called with every `chunk_len` new symbols as they come: to write them out, or to show progress.
         chunk_len: symbols between two calls of `on_tokens`.
@@ -71,7 +73,8 @@ def generate(
 
     Raises:
         ValueError: num_tokens, batch_size or chunk_len below 1, a prompt of another shape, prompt or allowed ids
-            outside the vocabulary, or a model that predicts no next symbols.
+            outside the vocabulary, classes that the model does not know or is not told (or none, though it is), or a
+            model that predicts no next symbols.
     """
     require_positive(num_tokens=num_tokens, batch_size=batch_size, chunk_len=chunk_len)
     if model.head.objective != "next_token" or not model.backbone.is_causal:
@@ -84,7 +87,7 @@ def generate(
     log_likelihood_BL = torch.empty(B, num_tokens, device=device)
     noise = uniforms(sampling.seed, B, chunk_len, device)
     with evaluation(model):
-        logits_BV, state = _prefill(model, inputs_BL)
+        logits_BV, state = _prefill(model, inputs_BL, _beginning(model, class_ids, B))
         state = reserve_state(state, num_tokens + warm_up_steps(model.backbone.steps_per_cycle))
         decoder = Decoder(model, logits_BV, state, sampling, chunk_len)
         for first in range(0, num_tokens, chunk_len):
@@ -129,9 +132,21 @@ def _check_vocabulary(what: str, ids: Tensor, model: SequenceModel) -> None:
         raise ValueError(f"{what} run from {low} to {high}; the model knows 0 to {model.backbone.vocab_size - 1}")
 
 
-def _prefill(model: SequenceModel, inputs_BL: Int[Tensor, "B L"]) -> tuple[Float[Tensor, "B V"], State]:
+def _beginning(model: SequenceModel, class_ids: int | Sequence[int] | Tensor | None, rows: int) -> State:
+    """The state before the first symbol of rows of these classes."""
+    if class_ids is None:
+        return model.begin(None)
+    labels = torch.as_tensor(class_ids, dtype=torch.int64, device="cpu")
+    if labels.dim() > 1 or (labels.dim() == 1 and len(labels) != rows):
+        raise ValueError(f"class_ids has shape {tuple(labels.shape)}: give one for all, or one for each of {rows} rows")
+    state = model.begin(labels.expand(rows))
+    if state is None:
+        raise ValueError("this model was trained without classes (condition=class), so it cannot make one of them")
+    return state
+
+
+def _prefill(model: SequenceModel, inputs_BL: Int[Tensor, "B L"], state: State) -> tuple[Float[Tensor, "B V"], State]:
     """Reads start and prompt; logits of the last position alone, so a long prompt costs no (L, V) memory."""
-    state: State = None
     hidden_BQD = None
     for piece_BQ in inputs_BL.split(PREFILL_CHUNK, dim=1):
         hidden_BQD, state = model.backbone(piece_BQ, state)

@@ -21,7 +21,7 @@ class Evaluation:
     Attributes:
         sums: of loss (nats) and metrics, float64.
         sequences: rows seen.
-        confusion_OO: (true class, predicted class) counts, or None without labels.
+        confusion_OO: (true class, predicted class) counts of a classifier, or None.
     """
 
     sums: LossSums
@@ -92,11 +92,11 @@ class _Tally:
         self.confusion_OO: Tensor | None = None
 
     def add(self, model: SequenceModel, batch: Batch) -> None:
-        logits, _ = model(batch.input_ids_BL, lengths_B=batch.lengths_B)
+        logits, _ = model(batch.input_ids_BL, model.begin(batch.labels_B), lengths_B=batch.lengths_B)
         sums = model.head.loss(logits, batch).detach()
         self.sums = sums if self.sums is None else self.sums + sums
         self.sequences += len(batch.record_ids)
-        if batch.labels_B is not None:
+        if batch.labels_B is not None and model.head.objective == "classify":
             O = logits.shape[-1]  # noqa: E741
             cells_B = batch.labels_B * O + logits.argmax(dim=-1)
             counts_OO = torch.bincount(cells_B, minlength=O * O).reshape(O, O)

@@ -50,10 +50,12 @@ class ModelSpec:
     Attributes:
         backbone: `_target_` and its keywords; with `layer` as a nested spec.
         head: `_target_` and its keywords.
+        condition: "class" tells the backbone the label of every sequence; None tells it nothing.
     """
 
     backbone: Mapping[str, Any]
     head: Mapping[str, Any]
+    condition: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def train(
             model.head,
             vocab_size=corpus.tokenizer.vocab_size,
             num_classes=len(corpus.class_names) or None,
+            condition=model.condition,
         )
         checkpoint = _checkpoint_to_resume(run_dir, recipe.trainer) if resume else None
         L.seed_everything(recipe.seed % 2**32, verbose=False)

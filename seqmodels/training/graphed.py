@@ -63,7 +63,7 @@ class _Step(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         batch = Batch(record_ids=(), **dict(zip(self.names, tensors, strict=True)))  # type: ignore[arg-type]
-        logits, _ = self.model(batch.input_ids_BL, lengths_B=batch.lengths_B)
+        logits, _ = self.model(batch.input_ids_BL, self.model.begin(batch.labels_B), lengths_B=batch.lengths_B)
         sums = self.model.head.loss(logits, batch)
         self.metric_names = tuple(sums.metric_sums)
         return (sums.loss_sum, sums.count, *sums.metric_sums.values())

@@ -64,7 +64,7 @@ class SequenceTask(L.LightningModule):
         """Forward pass and loss."""
         if self._graphed is not None and self.model.training and torch.is_grad_enabled():
             return self._graphed(batch)
-        logits, _ = self.model(batch.input_ids_BL, lengths_B=batch.lengths_B)
+        logits, _ = self.model(batch.input_ids_BL, self.model.begin(batch.labels_B), lengths_B=batch.lengths_B)
         return self.model.head.loss(logits, batch)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

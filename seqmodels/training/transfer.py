@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqmodels.model import SequenceModel
 from seqmodels.training.checkpoint import CheckpointError, find_checkpoint, read_weights
 
 BACKBONE = "backbone."
+INSIDE = "backbone.backbone."  # of a backbone that is told classes; the table of classes counts as new
+CLASSES = "backbone.class_embedding."
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Transfer:
     Attributes:
         source: the checkpoint folder.
         mapped: parameters of the backbone that were loaded.
-        fresh: parameters of the new head, which start from their initialisation.
+        fresh: parameters of the new head (and of a table of classes), which start from their initialisation.
         unused: parameters of the checkpoint's own head.
     """
 
@@ -48,8 +50,7 @@ def load_backbone(model: SequenceModel, source: str | Path) -> Transfer:
     """
     folder = find_checkpoint(source, "best")
     weights = read_weights(folder)
-    ours = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(BACKBONE)}
-    theirs = {name: tensor for name, tensor in weights.items() if name.startswith(BACKBONE)}
+    ours, theirs = _of_backbone(model.state_dict()), _of_backbone(weights)
     differences = backbone_differences(ours, theirs)
     if differences:
         raise CheckpointError(
@@ -57,14 +58,15 @@ def load_backbone(model: SequenceModel, source: str | Path) -> Transfer:
             + "\n  ".join(differences)
             + "\nGive the backbone the same sizes, or leave out its overrides to take them from the checkpoint"
         )
-    model.backbone.load_state_dict({name.removeprefix(BACKBONE): tensor for name, tensor in theirs.items()})
-    head_names = tuple(name for name in model.state_dict() if name not in ours)
-    tied = {name for name, tensor in model.named_parameters(remove_duplicate=False) if _is_shared(model, tensor)}
+    inside = getattr(model.backbone, "backbone", model.backbone)
+    inside.load_state_dict({name.removeprefix(BACKBONE): tensor for name, tensor in theirs.items()})
+    head_names = tuple(name for name in model.state_dict() if _plain(name) not in ours)
+    tied = {name for name, tensor in model.named_parameters(remove_duplicate=False) if _is_shared(inside, tensor)}
     return Transfer(
         folder,
         mapped=tuple(theirs),
         fresh=tuple(name for name in head_names if name not in tied),
-        unused=tuple(name for name in weights if name not in theirs and name not in tied),
+        unused=tuple(name for name in weights if _plain(name) not in theirs and name not in tied),
     )
 
 
@@ -83,9 +85,22 @@ def backbone_differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor
     return lines
 
 
+def _of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's tensors by the names they have where nothing is told a class."""
+    return {
+        _plain(name): tensor
+        for name, tensor in weights.items()
+        if name.startswith(BACKBONE) and not name.startswith(CLASSES)
+    }
+
+
+def _plain(name: str) -> str:
+    return BACKBONE + name.removeprefix(INSIDE) if name.startswith(INSIDE) else name
+
+
 def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape)
 
 
-def _is_shared(model: SequenceModel, tensor: Tensor) -> bool:
-    return any(tensor is parameter for parameter in model.backbone.parameters())
+def _is_shared(backbone: nn.Module, tensor: Tensor) -> bool:
+    return any(tensor is parameter for parameter in backbone.parameters())
