@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from seqkernels import causal_conv1d, gated_rms_norm, ssd
 from seqkernels.checks import accumulation_dtype
+from seqkernels.ssd.step import StepWeights, can_run, decode_step
 from torch import Tensor, nn
 
 from seqmodels.layers.base import SequenceLayer, require_positive
@@ -223,7 +224,15 @@ class Mamba2(SequenceLayer):
     def _step(
         self, xbc_B1C: Float[Tensor, "B 1 C"], dt_B1H: Float[Tensor, "B 1 H"], state: Mamba2State
     ) -> tuple[Float[Tensor, "B 1 E"], Mamba2State]:
-        """The same for one position without gradients: a few products in fp32, nothing that waits for the GPU."""
+        """The same for one position without gradients: one kernel, or a few products; nothing waits for the GPU."""
+        if self.implementation in ("auto", "triton") and can_run(xbc_B1C):
+            conv_weight_CW = self.conv1d.weight.squeeze(1)
+            weights = StepWeights(conv_weight_CW, self.conv1d.bias, self.dt_bias, self.A_log, self.D)
+            y_BE, *new_state = decode_step(
+                xbc_B1C.squeeze(1), dt_B1H.squeeze(1), *state, weights, groups=self.ngroups,
+                inplace=may_update_in_place(),
+            )  # fmt: skip
+            return y_BE.unsqueeze(1), Mamba2State(*new_state)
         real = state.ssm.dtype
         window_BWC = torch.cat([state.conv, xbc_B1C.to(real)], dim=1)
         xbc_BC = (window_BWC * self.conv1d.weight.squeeze(1).T).sum(1)

@@ -17,12 +17,12 @@ F32, I64 = torch.float32, torch.int64
 SHARED_OF_A_PROGRAM = {80: 163 * 1024, 90: 227 * 1024}
 
 #: Tensors in the inputs' dtype, in fp32, of 64-bit integers; integers that are multiples of 16; any others.
-NARROW = "x dy b c states dnext own other projection y dx dt ddt out z dz"
+NARROW = "xbc x dy b c states dnext own other projection y dx dt ddt out z dz"
 WIDE = """a d dt_bias steps high low local reads initial final dfinal dinitial passing direct pair_reads pair_writes
-writes dskip sums partial weight inverse_rms"""
+writes dskip sums partial weight inverse_rms conv_before conv_after conv_weight conv_bias a_log before after"""
 ROUND = """stride_b stride_l stride_xb stride_xl stride_xh stride_yb stride_yl stride_yh stride_bb stride_bl stride_bg
 stride_cb stride_cl stride_cg stride_ob stride_ol stride_oh stride_tb stride_tl stride_th stride_pb stride_pl stride_pg
-stride_slice size L P N PN stride_x stride_z stride_dy width"""
+stride_xbc stride_dt stride_slice size L P N PN stride_x stride_z stride_dy width"""
 ANY = "stride_h M H R G HEADS slices chunks n_rows n_positions groups tiles"
 
 
@@ -56,6 +56,7 @@ KERNELS = {
     "projection_gradients": ("ssd", "projection_gradients", {}, 0, 0),
     "projection_gradients-b": ("ssd", "projection_gradients", {"OF_B": True}, 0, 0),
     "step_gradients": ("ssd", "step_gradients", {}, 4, 0),
+    "decode_step": ("ssd", "decode_step", {"W": 4, "BLOCK_P": 16}, 4, 0),
     "add_slices": ("ssd", "add_slices", {}, 4, 0),
     "norm-forward": ("gated_rms_norm", "forward", {"BLOCK": 2048}, 8, 0),
     "norm-backward": ("gated_rms_norm", "backward", {"BLOCK": 2048}, 8, 0),

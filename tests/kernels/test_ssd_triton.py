@@ -18,6 +18,9 @@ from seqkernels.ssd import gpu
 from seqkernels.ssd.spec import ALL, NONE, sample
 from torch import Tensor
 
+from seqmodels.layers.mamba2 import Mamba2
+from seqmodels.layers.state import updating_in_place
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 STATE = ALL | {"state"}
@@ -111,6 +114,32 @@ def test_chunk_tables_cut_every_sequence_by_itself() -> None:
     assert all(count == 0 for _, count in table[7:])
     bounds[1] = 2  # the same tensor with other values
     assert gpu.chunks_of(1, 300, bounds, 64, bounds.device).table[0].tolist() == [0, 2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "sizes", [{}, {"ngroups": 2, "conv_bias": False, "d_conv": 3}, {"headdim": 4, "d_state": 5}], ids=str
+)
+def test_the_fused_decode_step_is_the_layers_step(sizes: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    layer = Mamba2(16, **{"headdim": 8, "d_state": 8, **sizes}).to(DEVICE)
+    torch.nn.init.normal_(layer.D)
+    x_BLD = torch.randn(3, 9, 16, device=DEVICE)
+    _, state = layer(x_BLD[:, :8])
+    before = [tensor.clone() for tensor in state]
+    y_B1D, after = layer(x_BLD[:, 8:], state)
+    assert all(torch.equal(mine, other) for mine, other in zip(state, before))
+    layer.implementation = "torch"  # steps by plain products
+    expected, expected_after = layer(x_BLD[:, 8:], state)
+    torch.testing.assert_close(y_B1D, expected, rtol=1e-5, atol=1e-5)
+    for mine, other in zip(after, expected_after):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    layer.implementation = "auto"
+    with updating_in_place():
+        again, in_place = layer(x_BLD[:, 8:], state)
+    assert in_place.ssm.data_ptr() == state.ssm.data_ptr()
+    assert torch.equal(again, y_B1D)
+    assert torch.equal(in_place.ssm, after.ssm)
 
 
 @gpu_only

@@ -17,7 +17,7 @@ everything but their channels. Decays are exp2 of differences that are never pos
 import triton
 import triton.language as tl
 
-from seqkernels.triton_math import exp2
+from seqkernels.triton_math import exp2, sigmoid
 
 # Compiled once for all values: a model of another width or length does not wait for the compiler again.
 SIZES = ("L", "M", "H", "R", "G", "HEADS", "slices", "chunks", "size", "stride_slice")
@@ -65,6 +65,15 @@ def _decay(high_q, low_q, high_k, low_k, PRECISE: tl.constexpr):
     return exp2(tl.minimum(gap, 0.0))
 
 
+@triton.jit
+def _softplus(x):
+    """log(1 + exp(x)), the identity above 20; what rounding 1 + exp(x) lost is put back."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    one_plus = 1.0 + e
+    log = tl.where(one_plus == 1.0, e, tl.log(one_plus) * (e / tl.where(one_plus == 1.0, 1.0, one_plus - 1.0)))
+    return tl.where(x > 20.0, x, log)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def step_sizes(
     dt, a, dt_bias, table, steps, high, low,
@@ -83,11 +92,7 @@ def step_sizes(
     if HAS_BIAS:
         step += tl.load(dt_bias + h, mask=h < H, other=0.0)[None, :]
     if SOFTPLUS:
-        e = tl.exp(tl.minimum(step, 20.0))
-        one_plus = 1.0 + e
-        # log(1 + e) to the last bits: what rounding 1 + e lost is put back
-        log = tl.where(one_plus == 1.0, e, tl.log(one_plus) * (e / tl.where(one_plus == 1.0, 1.0, one_plus - 1.0)))
-        step = tl.where(step > 20.0, step, log)
+        step = _softplus(step)
     step = tl.where(inside, step, 0.0)
     rate = tl.load(a + h, mask=h < H, other=0.0).to(tl.float64)
     exact = tl.cumsum(step.to(tl.float64) * rate[None, :], axis=0) * 1.4426950408889634
@@ -569,3 +574,60 @@ def step_gradients(
     tl.store(sums + chunk * H + h, tl.sum(tl.where(real, crossing * step, 0.0), axis=1), mask=is_head)
     tl.store(sums + (chunks + chunk) * H + h, tl.sum(gradient, axis=1), mask=is_head)
     tl.store(sums + (2 * chunks + chunk) * H + h, skip, mask=is_head)
+
+
+@triton.jit
+def _convolved(
+    xbc, before, after, weight, bias, channel, there, C, writes,
+    W: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISE: tl.constexpr,
+):  # fmt: skip
+    """silu of the convolution at one position for some channels; shifts their window where `writes`."""
+    present = tl.load(xbc + channel, mask=there, other=0.0)
+    total = present.to(tl.float32) * tl.load(weight + channel * W + W - 1, mask=there, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
+    for w in tl.static_range(W - 1):
+        past = tl.load(before + w * C + channel, mask=there, other=0.0)
+        total += past * tl.load(weight + channel * W + w, mask=there, other=0.0).to(tl.float32)
+        if w > 0:
+            tl.store(after + (w - 1) * C + channel, past, mask=there & writes)
+    tl.store(after + (W - 2) * C + channel, present.to(tl.float32), mask=there & writes)
+    # rounded where the convolution of longer pieces rounds
+    return (total * sigmoid(total, PRECISE)).to(xbc.dtype.element_ty).to(tl.float32)
+
+
+@triton.jit
+def decode_step(
+    xbc, dt, conv_before, conv_after, conv_weight, conv_bias, dt_bias, a_log, d, before, after, y,
+    stride_xbc, stride_dt, H, P, N, R, G,
+    W: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """One position of one row, BLOCK_P channels of one head: convolution, recurrence, skip; `after` may be `before`.
+
+    b and c are convolved by every program that reads them; the first head of a group writes their window.
+    """
+    h = tl.program_id(0) % H
+    row = (tl.program_id(0) // H).to(tl.int64)
+    C = H * P + 2 * G * N
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = tl.arange(0, BLOCK_N)
+    xbc += row * stride_xbc
+    conv_before += row * (W - 1) * C
+    conv_after += row * (W - 1) * C
+    first = (h % R == 0) & (tl.program_id(1) == 0)
+    group = H * P + (h // R) * N + n
+    x = _convolved(
+        xbc, conv_before, conv_after, conv_weight, conv_bias, h * P + p, p < P, C, h >= 0, W, HAS_BIAS, PRECISE
+    )
+    b = _convolved(xbc, conv_before, conv_after, conv_weight, conv_bias, group, n < N, C, first, W, HAS_BIAS, PRECISE)
+    c = _convolved(
+        xbc, conv_before, conv_after, conv_weight, conv_bias, group + G * N, n < N, C, first, W, HAS_BIAS, PRECISE
+    )
+    step = _softplus(tl.load(dt + row * stride_dt + h).to(tl.float32) + tl.load(dt_bias + h).to(tl.float32))
+    decay = tl.exp(-step * tl.exp(tl.load(a_log + h).to(tl.float32)))
+    inside = (p[:, None] < P) & (n[None, :] < N)
+    place = (row * H + h) * P * N + p[:, None] * N + n[None, :]
+    state = decay * tl.load(before + place, mask=inside, other=0.0) + (step * x)[:, None] * b[None, :]
+    tl.store(after + place, state, mask=inside)
+    out = tl.sum(state * c[None, :], axis=1) + tl.load(d + h).to(tl.float32) * x
+    tl.store(y + (row * H + h) * P + p, out, mask=p < P)
