@@ -43,6 +43,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     """
     from seqmodels.data.collate import collate_for
     from seqmodels.data.loader import evaluation_batches
+    from seqmodels.data.masking import hidden_by
     from seqmodels.inference import load
     from seqmodels.instantiate import build
     from seqmodels.training.evaluate import evaluate
@@ -64,7 +65,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     if corpus.tokenizer.spec() != loaded.tokenizer.spec():
         raise ValueError(f"the data's ids {corpus.tokenizer.spec()} are not the model's {loaded.tokenizer.spec()}")
     objective = loaded.model.head.objective
-    split = corpus.split(config["split"])
+    split = hidden_by(loaded.model.head.masking, corpus.split(config["split"]), loaded.tokenizer)
     settings = build(config["data"])
     batches = evaluation_batches(
         split, collate_for(objective, loaded.tokenizer), settings, max_batches=config["max_batches"]
@@ -81,7 +82,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         "conjoined": config["conjoin"],
         "sequences": result.sequences,
         "skipped": len(batches.skipped),
-        "metrics": result.metrics(loaded.tokenizer.unit if objective == "next_token" else "sequence"),
+        "metrics": result.metrics(loaded.model.head.counted(loaded.tokenizer.unit)),
     }
     if result.confusion_OO is not None:
         report |= {"class_names": list(loaded.class_names), "confusion": result.confusion_OO.tolist()}

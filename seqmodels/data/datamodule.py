@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ import torch
 from seqmodels.data.collate import collate_for
 from seqmodels.data.length_warmup import Stage, plan_stages
 from seqmodels.data.loader import BatchStream, DataSettings, evaluation_batches, staged_batches, training_batches
+from seqmodels.data.masking import Masking, hidden_by
 from seqmodels.data.record import Batch, Corpus
 from seqmodels.data.sampler import Share
 
@@ -21,7 +23,8 @@ class SequenceDataModule(L.LightningDataModule):
         corpus: the data set with its splits and tokenizer.
         objective: what the head needs, see `seqmodels.data.collate.collate_for`.
         settings: batch size, workers, bad records.
-        seed: order of the samples.
+        masking: how the head's inputs are hidden, see `seqmodels.data.masking`; None hides nothing.
+        seed: order of the samples, and what is hidden in training.
         accumulate: batches of one optimizer step; the stages of a length warm-up are counted in steps.
 
     Attributes:
@@ -31,11 +34,19 @@ class SequenceDataModule(L.LightningDataModule):
     """
 
     def __init__(
-        self, corpus: Corpus, *, objective: str, settings: DataSettings, seed: int = 0, accumulate: int = 1
+        self,
+        corpus: Corpus,
+        *,
+        objective: str,
+        settings: DataSettings,
+        masking: Masking | None = None,
+        seed: int = 0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.corpus = corpus
         self.settings = settings
+        self.masking = masking
         self.seed = seed
         self.collate = collate_for(objective, corpus.tokenizer)
         self.position = 0
@@ -67,17 +78,23 @@ class SequenceDataModule(L.LightningDataModule):
     def train_dataloader(self) -> BatchStream:
         """The endless stream from `position` on."""
         where = {"seed": self.seed, "start": self.position, "share": self.share}
-        if len(self.stages) == 1:
-            self._stream = training_batches(self.stages[0].dataset, self.collate, self.settings, **where)
+        tokenizer = self.corpus.tokenizer
+        stages = [
+            replace(stage, dataset=hidden_by(self.masking, stage.dataset, tokenizer, seed=self.seed))
+            for stage in self.stages
+        ]
+        if len(stages) == 1:
+            self._stream = training_batches(stages[0].dataset, self.collate, self.settings, **where)
         else:
-            self._stream = staged_batches(self.stages, self.collate, self.settings, **where)
+            self._stream = staged_batches(stages, self.collate, self.settings, **where)
         return self._stream
 
     def validation_batches(self, max_batches: int | None = None) -> BatchStream:
         """The validation split in order, this process's share of it; its workers stay for the next time."""
         if self._validation is None or self._validation[0] != max_batches:
+            samples = hidden_by(self.masking, self.corpus.split("valid"), self.corpus.tokenizer)
             stream = evaluation_batches(
-                self.corpus.split("valid"), self.collate, self.settings, max_batches=max_batches, share=self.share
+                samples, self.collate, self.settings, max_batches=max_batches, share=self.share
             )
             self._validation = (max_batches, stream)
         return self._validation[1]

@@ -97,7 +97,8 @@ class Tokenizer(Protocol):
         file_suffix: the suffix of files that `write` makes (".fa", ".wav").
 
     A tokenizer with ids that make no sense in a generated sequence (padding, masks) also has `drawn_ids`, the ids that
-    generation may draw. One of symbols that pair across a double helix has `complement_ids`, the partner of each id.
+    generation may draw; one for masked models has `mask_id`, which stands for a hidden symbol. One of symbols that
+    pair across a double helix has `complement_ids`, the partner of each id.
     """
 
     vocab_size: int

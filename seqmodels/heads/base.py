@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from seqmodels.data.masking import Masking
 from seqmodels.data.record import Batch
 
 
@@ -60,11 +61,23 @@ class Head(nn.Module, ABC):
         objective: "next_token" (targets at every position), "masked_token" (targets where the input hides them) or
             "classify" (one label a sequence).
         strands: hidden states that it expects at a position, see `Backbone.strands`.
+
+    Attributes:
+        masking: how symbols are hidden from the model; None for heads that hide none.
     """
 
     published_name: ClassVar[str]
     objective: ClassVar[str]
     strands: ClassVar[int] = 1
+    masking: Masking | None = None
+
+    def counted(self, unit: str) -> str:
+        """What one target is called in metrics (bits_per_<...>): a base, a masked_base, a sequence.
+
+        Args:
+            unit: what the tokenizer calls one symbol.
+        """
+        return {"next_token": unit, "masked_token": f"masked_{unit}"}.get(self.objective, "sequence")
 
     @abstractmethod
     def forward(self, hidden_BLD: Float[Tensor, "B L D"], lengths_B: Int[Tensor, " B"] | None = None) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seqmodels.data.masking import Masking
 from seqmodels.heads.classification import ClassificationHead, pool
 from seqmodels.heads.masked_token import MaskedTokenHead
 from seqmodels.layers.rc_equivariant import involution
@@ -27,6 +28,7 @@ class RCMaskedTokenHead(MaskedTokenHead):
         complement_ids: the id across the helix from each id, as in the backbone.
         tied: share the backbone's embedding table.
         pad_vocab_to: rows of the table are rounded up to a multiple of this, as in the embedding.
+        masking: how much of the input is hidden, and how; None for the published rates.
 
     Raises:
         ValueError: complement_ids does not pair the ids.
@@ -43,8 +45,10 @@ class RCMaskedTokenHead(MaskedTokenHead):
         complement_ids: Sequence[int],
         tied: bool = True,
         pad_vocab_to: int = 8,
+        masking: Masking | None = None,
     ):
-        super().__init__(d_model=d_model, vocab_size=vocab_size, tied=tied, pad_vocab_to=pad_vocab_to)
+        sizes = {"d_model": d_model, "vocab_size": vocab_size, "pad_vocab_to": pad_vocab_to}
+        super().__init__(**sizes, tied=tied, masking=masking)
         self.register_buffer("complement_ids", involution(complement_ids, len(self.weight)), persistent=False)
 
     def forward(

@@ -58,5 +58,5 @@ def test_refusals_name_the_record():
 def test_collate_for_an_objective_travels_to_workers():
     collate = pickle.loads(pickle.dumps(collate_for("next_token", TinyTokenizer())))
     assert collate([Record("a", np.array([1, 2], np.uint8))]).input_ids_BL.tolist() == [[5, 1]]
-    with pytest.raises(ValueError, match=r"objective='masked'.*next_token, classify"):
+    with pytest.raises(ValueError, match=r"objective='masked'.*next_token, masked_token, classify"):
         collate_for("masked", TinyTokenizer())
