@@ -1,6 +1,6 @@
 """Mamba-2 layers and the SSD op on a GPU, as rows of experiments/results/ssd.csv.
 
-    python experiments/ssd/bench.py FILE.csv [COMMIT] [first] [layer] [op] [profile]
+    python experiments/ssd/bench.py FILE.csv [COMMIT] [first] [layer] [op] [decode] [profile]
 
 Needs a GPU; without names it runs all parts. Parameters fp32 under bf16 autocast. Times are CUDA-event times (20th,
 50th, 80th percentile). "first" is the first forward and backward of the process at each shape, compilation included
@@ -23,7 +23,12 @@ from seqkernels import gated_rms_norm, ssd
 from seqkernels.ssd.spec import sample
 from triton.testing import do_bench
 
+from seqmodels.backbones.stack import Stack
+from seqmodels.heads.next_token import NextTokenHead
+from seqmodels.inference.graph import cuda_graph, decoding_copy
 from seqmodels.layers.mamba2 import Mamba2
+from seqmodels.layers.state import assign_state, state_tensors, updating_in_place
+from seqmodels.model import SequenceModel
 
 # (d_model, B, L): mamba_ssm's forward + backward ms of one layer
 LAYERS = {(1024, 8, 2048): 5.150, (512, 4, 16_384): 5.506, (256, 1, 1_048_576): 53.24}
@@ -115,6 +120,25 @@ def pair_of_rows(
         yield {"what": name, "mode": mode, **shape, "times": time_ms(run), "peak_gib": peak_gib(run)}
 
 
+def decode_rows() -> Iterator[dict[str, Any]]:
+    """One step of 24 x 768 in bf16, the states updated in place, launched as one graph; without sampling."""
+    backbone = Stack(vocab_size=50_280, d_model=768, n_layers=24, layer=Mamba2)
+    head = NextTokenHead(d_model=768, vocab_size=backbone.embedding.num_embeddings)
+    model = decoding_copy(SequenceModel(backbone, head).cuda(), torch.bfloat16)
+    for B in (1, 16, 128):
+        ids_B1 = torch.zeros(B, 1, dtype=torch.int64, device="cuda")
+        with torch.no_grad(), updating_in_place():
+            _, state = model(ids_B1)
+            assign_state(state, model(ids_B1, state)[1])  # compiles
+
+            def step(ids_B1=ids_B1, state=state) -> None:
+                assign_state(state, model(ids_B1, state)[1])
+
+            replay = cuda_graph(step, list(state_tensors(state)))
+            shape = {"what": "decode step, 24 layers", "mode": "cuda graph", **sizes(768), "B": B, "L": 1}
+            yield shape | {"times": time_ms(replay), "peak_gib": peak_gib(replay)}
+
+
 def profile() -> None:
     """Time of every kernel of one forward and backward, per shape."""
     from torch.profiler import ProfilerActivity, profile
@@ -145,7 +169,7 @@ def main() -> None:
     import triton
 
     path, *words = sys.argv[1:]
-    parts = {"first": first_rows, "layer": layer_rows, "op": op_rows}
+    parts = {"first": first_rows, "layer": layer_rows, "op": op_rows, "decode": decode_rows}
     names = (*parts, "profile")
     chosen = [word for word in words if word in names] or names
     commit = next((word for word in words if word not in names), "unknown")

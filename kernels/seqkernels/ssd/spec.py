@@ -194,5 +194,5 @@ SPEC = OpSpec(
     state_name="initial_state_BHPN",
     per_position=("x_BLHP", "dt_BLH", "b_BLGN", "c_BLGN"),
     # Chunks: factors of tensor-core products are rounded to the inputs' dtype; fp32 sums cancel in another order.
-    slack={torch.bfloat16: 2 * 2**-7, torch.float16: 2 * 2**-10, torch.float32: 8 * 2**-23},
+    slack={torch.bfloat16: 2 * 2**-7, torch.float16: 2 * 2**-10, torch.float32: 12 * 2**-23},
 )
