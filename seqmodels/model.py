@@ -34,13 +34,14 @@ class SequenceModel(nn.Module):
         if backbone.strands != head.strands:
             raise ValueError(
                 f"{type(backbone).__name__} gives {_STRANDS[backbone.strands]} and {type(head).__name__} reads "
-                f"{_STRANDS[head.strands]}: an RC-equivariant backbone needs an RC head (head=rc_classification), "
-                "and no other backbone does"
+                f"{_STRANDS[head.strands]}: an RC-equivariant backbone needs an RC head (head=rc_classification, "
+                "head=rc_masked_token), and no other backbone does"
             )
         if head.objective == "next_token" and not backbone.is_causal:
             raise ValueError(
                 f"{type(backbone).__name__} reads from both ends and so sees the symbol that {type(head).__name__} is "
-                "to predict: take a causal backbone, or a head for labels (head=classification) or hidden symbols"
+                "to predict: take a causal backbone, or a head for labels (head=classification) or hidden symbols "
+                "(head=masked_token)"
             )
         self.backbone = backbone
         self._head_name = head.published_name

@@ -190,7 +190,7 @@ def _say_goodbye(result: Any) -> None:
         print(f"result      validation {numbers}; best at step {result.best_step}")
     print(f"run folder  {run_dir}")
     print(f"next        seqmodels evaluate run={run_dir}")
-    if "bits_per_sequence" not in (valid or {}):  # a language model
+    if not any(name.startswith(("bits_per_sequence", "bits_per_masked_")) for name in valid or {}):  # it can generate
         print(f"            seqmodels generate run={run_dir}")
     print(f"            seqmodels train resume={run_dir} trainer.max_steps={2 * result.step}")
 

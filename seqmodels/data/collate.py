@@ -2,20 +2,22 @@
 
 `next_token`: a window of L symbols gives L predictions. The model reads `[start, ids[0], ..., ids[L-2]]` and
 predicts `ids[0], ..., ids[L-1]`. `classify`: the model reads the ids as they are and predicts one label a row.
+`masked_token`: the model reads the ids as they are, some of them hidden before (see masking.py), and predicts
+`target_ids` at the same positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from seqmodels.data.record import IGNORE_INDEX, Batch, Record, Tokenizer
 
-Objective = Literal["next_token", "classify"]
+Objective = Literal["next_token", "masked_token", "classify"]
 Collate = Callable[[Sequence[Record]], Batch]
 
 
@@ -30,7 +32,11 @@ def collate_for(objective: str, tokenizer: Tokenizer) -> Collate:
         return partial(next_token, start_id=start_id)
     if objective == "classify":
         return partial(classify, pad_id=start_id)
-    raise ValueError(f"objective={objective!r} of the head is not known; a batch can be made for next_token, classify")
+    if objective == "masked_token":
+        return partial(masked_token, pad_id=getattr(tokenizer, "pad_id", start_id))
+    raise ValueError(
+        f"objective={objective!r} of the head is not known; a batch can be made for {', '.join(get_args(Objective))}"
+    )
 
 
 def next_token(records: Sequence[Record], *, start_id: int) -> Batch:
@@ -61,6 +67,37 @@ def next_token(records: Sequence[Record], *, start_id: int) -> Batch:
         target_ids_BL=torch.from_numpy(target_ids_BL),
         weights_BL=_weights(records, shape),
         labels_B=None if len(labels) < len(records) else torch.tensor(labels),
+        lengths_B=torch.tensor(lengths),
+        record_ids=tuple(record.id for record in records),
+    )
+
+
+def masked_token(records: Sequence[Record], *, pad_id: int) -> Batch:
+    """A batch for the prediction of hidden symbols, from records of `seqmodels.data.masking.MaskedSamples`.
+
+    Args:
+        records: B records of 1..L ids, hidden ones included, with `target_ids`.
+        pad_id: what stands behind the end of a shorter row; never a target.
+
+    Returns:
+        input_ids_BL, target_ids_BL (both int64), weights_BL when a record has weights.
+
+    Raises:
+        ValueError: a record is empty, hides nothing (has no `target_ids`), or has them in another number than ids.
+    """
+    lengths = _lengths(records)
+    shape = (len(records), max(lengths))
+    input_ids_BL = np.full(shape, pad_id, dtype=np.int64)
+    target_ids_BL = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    for row, (record, length) in enumerate(zip(records, lengths)):
+        if record.target_ids is None:
+            raise ValueError(f"{record.id} hides no symbol: give its split to seqmodels.data.masking.MaskedSamples")
+        input_ids_BL[row, :length] = record.ids
+        target_ids_BL[row, :length] = _same_length(record, "target_ids")
+    return Batch(
+        input_ids_BL=torch.from_numpy(input_ids_BL),
+        target_ids_BL=torch.from_numpy(target_ids_BL),
+        weights_BL=_weights(records, shape),
         lengths_B=torch.tensor(lengths),
         record_ids=tuple(record.id for record in records),
     )

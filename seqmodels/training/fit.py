@@ -154,12 +154,12 @@ def _fit(
     from seqmodels.training.rhythm import Rhythm
 
     recipe = _without_impossible_validation(recipe, corpus)
-    unit = corpus.tokenizer.unit if network.head.objective == "next_token" else "sequence"
-    task = SequenceTask(network, recipe, unit=unit)
+    task = SequenceTask(network, recipe, unit=network.head.counted(corpus.tokenizer.unit))
     data = SequenceDataModule(
         corpus,
         objective=network.head.objective,
         settings=recipe.data,
+        masking=network.head.masking,
         seed=recipe.seed,
         accumulate=recipe.trainer.accumulate,
     )

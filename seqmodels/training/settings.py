@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
 PRECISIONS = ("auto", "bf16-mixed", "32-true")
+BEST_BY = ("loss", "accuracy", "macro_recall")  # the loss is better when lower, the others when higher
 OptimizerFactory = Callable[[list[dict[str, Any]]], "Optimizer"]
 SchedulerFactory = Callable[..., "LRScheduler"]  # called as factory(optimizer, total_steps=...)
 
@@ -27,6 +28,9 @@ class TrainerSettings:
         max_steps: optimizer steps to train for.
         val_every_steps: validate after every so many steps, and after the last; 0 never validates.
         val_batches: validate on at most so many batches, spread evenly over the split; None for all.
+        best_by: the validation metric that says which checkpoint is the best: "loss", "accuracy" or "macro_recall".
+        patience: stop early, after so many validations in a row that were no better than the best; None never does.
+        freeze: "backbone" trains the head alone (a probe of what the backbone knows); None trains everything.
         log_every_steps: write a row of training metrics after every so many steps: means over those steps.
         checkpoint_every_steps: save after every so many steps, and after the last.
         gradient_clip: largest norm of the whole gradient; None to leave it as it is.
@@ -44,6 +48,9 @@ class TrainerSettings:
     max_steps: int = 2000
     val_every_steps: int = 200
     val_batches: int | None = 50
+    best_by: str = "loss"
+    patience: int | None = None
+    freeze: str | None = None
     log_every_steps: int = 10
     checkpoint_every_steps: int = 200
     gradient_clip: float | None = 1.0
@@ -64,6 +71,7 @@ class TrainerSettings:
                 raise ValueError(f"trainer.{name}={value!r} must be a whole number from {smallest} on")
         if self.val_batches is not None and self.val_batches < 1:
             raise ValueError(f"trainer.val_batches={self.val_batches} must be at least 1, or null for the whole split")
+        self._check_stopping_and_freezing()
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"trainer.gradient_clip={self.gradient_clip} must be above 0, or null for no clipping")
         if self.precision not in PRECISIONS:
@@ -72,6 +80,22 @@ class TrainerSettings:
             self._check_cuda_graph()
         if self.accelerator not in ("auto", "cpu", "cuda"):
             raise ValueError(f"trainer.accelerator={self.accelerator!r} must be auto, cpu or cuda")
+
+    def _check_stopping_and_freezing(self) -> None:
+        if self.best_by not in BEST_BY:
+            raise ValueError(f"trainer.best_by={self.best_by!r} must be one of {', '.join(BEST_BY)}")
+        if self.patience is not None:
+            if isinstance(self.patience, bool) or not isinstance(self.patience, int) or self.patience < 1:
+                raise ValueError(
+                    f"trainer.patience={self.patience!r} must be a whole number of validations from 1 on, or null for"
+                    " no early stop"
+                )
+            if not self.val_every_steps:
+                raise ValueError(
+                    f"trainer.patience={self.patience} counts validations, and trainer.val_every_steps=0 makes none"
+                )
+        if self.freeze not in (None, "backbone"):
+            raise ValueError(f"trainer.freeze={self.freeze!r} must be backbone, or null to train everything")
 
     def _check_cuda_graph(self) -> None:
         """Gradients of a graph lie in its own memory, which the next replay writes over: they cannot be added up."""
