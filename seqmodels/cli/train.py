@@ -26,6 +26,7 @@ from seqmodels.cli.console import show_log
 # What may change when a run is resumed: nothing that changes what was trained so far, or the batches to come.
 SAFE_WITH_RESUME = (
     "trainer.max_steps",
+    "trainer.patience",
     "trainer.checkpoint_every_steps",
     "trainer.accelerator",
     "trainer.devices",
@@ -184,6 +185,8 @@ def _say_goodbye(result: Any) -> None:
         print(f"to go on    seqmodels train resume={run_dir}")
         return
     valid = result.metrics.get("valid")
+    if result.stopped_early:
+        print(f"stopped     early after step {result.step}: no better validation since step {result.best_step}")
     if valid:
         shown = (name for name in valid if name.startswith(("bits", "accuracy", "macro")))
         numbers = ", ".join(f"{name.replace('_', ' ')} {valid[name]:.4f}" for name in shown)

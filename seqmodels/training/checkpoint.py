@@ -95,8 +95,8 @@ def find_checkpoint(path: str | Path, which: str = "last") -> Path:
 
     Args:
         path: `runs/x` or `runs/x/checkpoints/step-00000200`.
-        which: of a run folder, the newest ("last") or the one with the lowest validation loss ("best"; the newest
-            where nothing was validated).
+        which: of a run folder, the newest ("last") or the one with the best validation ("best", see
+            `TrainerSettings.best_by`; the newest where nothing was validated).
 
     Returns:
         A folder whose files match its manifest. Where the newest is damaged, the one before it, and a warning.

@@ -66,7 +66,8 @@ class TrainResult:
         run_dir: the run folder.
         step: optimizer steps done.
         metrics: the latest row of each split: {"train": {...}, "valid": {...}}; loss in nats, bits_per_<unit>.
-        best_step: step of the lowest validation loss; 0 if nothing was validated.
+        best_step: step of the best validation (`TrainerSettings.best_by`); 0 if nothing was validated.
+        stopped_early: whether it ended before its last step for want of a better validation (patience).
         stopped_by: "SIGTERM" or "Ctrl-C" where a signal ended it early, else None.
         skipped: why records were skipped, one message a record.
     """
@@ -76,6 +77,7 @@ class TrainResult:
     metrics: Mapping[str, Mapping[str, Any]]
     best_step: int = 0
     stopped_by: str | None = None
+    stopped_early: bool = False
     skipped: Sequence[str] = field(default_factory=tuple)
 
 
@@ -154,6 +156,9 @@ def _fit(
     from seqmodels.training.rhythm import Rhythm
 
     recipe = _without_impossible_validation(recipe, corpus)
+    _check_best_by(recipe.trainer, network)
+    if recipe.trainer.freeze is not None:
+        _freeze_backbone(network)
     task = SequenceTask(network, recipe, unit=network.head.counted(corpus.tokenizer.unit))
     data = SequenceDataModule(
         corpus,
@@ -176,8 +181,27 @@ def _fit(
         metrics=rhythm.latest,
         best_step=rhythm.best.step,
         stopped_by=rhythm.stop.reason if trainer.global_step < recipe.trainer.max_steps else None,
+        stopped_early=rhythm.gave_up and trainer.global_step < recipe.trainer.max_steps,
         skipped=tuple(data.skipped),
     )
+
+
+def _check_best_by(settings: TrainerSettings, network: SequenceModel) -> None:
+    if settings.best_by == "macro_recall" and network.head.objective != "classify":
+        raise ValueError(
+            f"trainer.best_by=macro_recall is a metric of classes, and {type(network.head).__name__} has none:"
+            " take loss or accuracy"
+        )
+
+
+def _freeze_backbone(network: SequenceModel) -> None:
+    """Its parameters get no gradients and are in no group of the optimizer; not one bit of them changes."""
+    network.backbone.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(
+            f"trainer.freeze=backbone leaves nothing to train: {type(network.head).__name__} shares the embedding of"
+            " the backbone; give it a table of its own with head.tied=false, or take a head for labels"
+        )
 
 
 def _lightning_trainer(
@@ -228,7 +252,14 @@ def _checkpoint_to_resume(run_dir: str | Path, settings: TrainerSettings) -> Pat
         log.info("resuming    from the beginning: %s was stopped before its first checkpoint", run_dir)
         return None
     checkpoint = find_checkpoint(run.path, "last")
-    step = read_meta(checkpoint)["step"]
+    meta = read_meta(checkpoint)
+    step, waited = meta["step"], meta.get("validations_since_best", 0)
+    if settings.patience is not None and waited >= settings.patience:
+        raise CheckpointError(
+            f"{run_dir} has finished early: {waited} validations before step {step} brought nothing better"
+            f" (trainer.patience={settings.patience}). To train on, give more patience, or none:"
+            f" seqmodels train resume={run_dir} trainer.patience=null"
+        )
     if step >= settings.max_steps:
         raise CheckpointError(
             f"{run_dir} has finished: step {step} of {settings.max_steps}. To train on, give more steps:"
@@ -315,7 +346,9 @@ def _describe(network: SequenceModel, corpus: Corpus, trainer: L.Trainer, run: R
     facts = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in corpus.report().items() if value]
     log.info("data        %s", textwrap.fill(" · ".join(facts), 100, subsequent_indent=" " * 12))
     count = sum(parameter.numel() for parameter in network.parameters())
-    log.info("model       %s parameters, %s", f"{count:,}", type(network.backbone).__name__)
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    probe = "" if trained == count else f", frozen: {trained:,} parameters are trained"
+    log.info("model       %s parameters, %s%s", f"{count:,}", type(network.backbone).__name__, probe)
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     several = f" x {trainer.world_size}" if trainer.world_size > 1 else ""

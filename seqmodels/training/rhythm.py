@@ -29,10 +29,24 @@ STATE_KEY = "rhythm"
 
 @dataclass(slots=True)
 class Best:
-    """The step with the lowest validation loss so far."""
+    """The best validation so far, and how long ago that was.
+
+    Attributes:
+        step: of the best validation; 0 before the first.
+        value: of the metric it is judged by, negative where more is better: lower is always better here.
+        waited: validations since then, none of them better.
+    """
 
     step: int = 0
-    loss: float = float("inf")
+    value: float = float("inf")
+    waited: int = 0
+
+    def see(self, step: int, value: float) -> None:
+        """Take note of a validation; NaN is never better."""
+        if value < self.value:
+            self.step, self.value, self.waited = step, value, 0
+        else:
+            self.waited += 1
 
 
 class Rhythm(L.Callback):
@@ -47,7 +61,7 @@ class Rhythm(L.Callback):
         meta: what `model.json` says besides step and metrics.
 
     Attributes:
-        best: step and loss of the best validation.
+        best: the best validation.
         latest: the latest row of each split.
         stop: whether somebody asked for a stop.
     """
@@ -59,6 +73,11 @@ class Rhythm(L.Callback):
         self.stop = StopRequest()
         self._meter_state: Mapping[str, Any] = {}
         self._saved_step = 0
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether validation has not become better for so long that training ends early."""
+        return self.settings.patience is not None and self.best.waited >= self.settings.patience
 
     # Hooks of Lightning
 
@@ -86,7 +105,7 @@ class Rhythm(L.Callback):
         paused = task.meter.pause()
         if self.settings.val_every_steps and (step % self.settings.val_every_steps == 0 or is_last):
             self._validate(trainer)
-        stopping = self._asked_to_stop(trainer)
+        stopping = self._asked_to_stop(trainer) or self.gave_up
         due = step % self.settings.checkpoint_every_steps == 0 or is_last
         if due or stopping or self.best.step == step:
             self._save(trainer)
@@ -108,11 +127,13 @@ class Rhythm(L.Callback):
         task, data = _parts(trainer)
         metrics = {f"{split}_{name}": value for split, row in self.latest.items() for name, value in row.items()}
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        checkpoint[META_KEY] = {**self.meta, "step": trainer.global_step, "epoch": data.epoch, "metrics": numbers}
+        place = {"step": trainer.global_step, "epoch": data.epoch, "validations_since_best": self.best.waited}
+        checkpoint[META_KEY] = {**self.meta, **place, "metrics": numbers}
         checkpoint[STATE_KEY] = {
             "position": data.position,
             "best_step": self.best.step,
-            "best_loss": self.best.loss,
+            "best_value": self.best.value,
+            "waited": self.best.waited,
             "latest": self.latest,
             "meter": task.meter.state_dict(_sum_over(trainer)),
         }
@@ -120,7 +141,8 @@ class Rhythm(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up the place that a checkpoint was saved at."""
         state = checkpoint[STATE_KEY]
-        self.best = Best(state["best_step"], state["best_loss"])
+        value = state["best_value"] if "best_value" in state else state["best_loss"]  # as early versions called it
+        self.best = Best(state["best_step"], value, state.get("waited", 0))
         self.latest = dict(state["latest"])
         self._meter_state = state["meter"]
         self._saved_step = checkpoint["global_step"]
@@ -148,8 +170,8 @@ class Rhythm(L.Callback):
         batches = data.validation_batches(self.settings.val_batches)
         result = evaluate(task.model, batches, precision=self.settings.precision, reduce=_sum_over(trainer))
         row = result.metrics(task.meter.unit)
-        if row["loss"] < self.best.loss:
-            self.best = Best(trainer.global_step, row["loss"])
+        value = row[self.settings.best_by]
+        self.best.see(trainer.global_step, value if self.settings.best_by == "loss" else -value)
         self._log(trainer, {"split": "valid", **row, "epoch": data.epoch})
         self._tell(trainer, "on_phase", None)
 
