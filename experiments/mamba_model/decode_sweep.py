@@ -49,6 +49,10 @@ def layer(B: int) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def scan_weights(t: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return t["dt_proj"], t["dt_bias"], t["a"], t["d"]
+
+
 def layers(B: int) -> list[dict[str, Tensor]]:
     return [layer(B) for _ in range(LAYERS if device == "cuda" else 1)]
 
@@ -113,7 +117,7 @@ def chain(
     )  # fmt: skip
     if parts == "in":
         return x
-    weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
+    weights = scan_weights(t)
     y = launch.scan(made.signal, made.gate, made.partial, t["state"], t["state"], *weights, SIZE, cut_scan, False)
     return x if parts == "in+scan" else launch.project_out(y, t["out_proj"], None, SIZE, cut_out)
 
@@ -125,14 +129,16 @@ def compare() -> None:
         total = exact["x"] + exact["residual"]
         xz = torch.nn.functional.rms_norm(total, (SIZE.D,), exact["norm_weight"], 1e-5) @ exact["in_proj"].T
         names = ("conv_state", "state", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "a", "d")
-        y, *states = reference.step(xz, *(exact[name] for name in names), False)
+        arguments: Any = [exact[name] for name in names]
+        y, *states = reference.step(xz, *arguments, False)
         out = chain(t, t["x"], Projection(8, 3), Scan(16, 16, 1), Projection(8, 1), "all")
         pairs = zip(("out", "conv", "ssm"), (out, t["conv_state"], t["state"]), (y @ exact["out_proj"].T, *states))
         print("block", B, {n: f"{float((a - e).norm() / e.norm()):.1e}" for n, a, e in pairs})
     for B in (1, 16, 128, 131):
         t = layer(B)
         exact = {name: tensor.double() for name, tensor in t.items()}
-        expected = reference.step(exact["xz"], *(exact[name] for name in names), False)
+        arguments = [exact[name] for name in names]
+        expected = reference.step(exact["xz"], *arguments, False)
         plan = launch.plan_step(SIZE, B, 2)
         assert plan is not None
         y = between(t, *plan)
@@ -145,7 +151,7 @@ def between(t: dict[str, Tensor], convolve: Convolve, scan: Scan) -> Tensor:
     signal, partial = launch.convolve(
         t["xz"], state, state, t["conv_weight"], t["conv_bias"], t["x_proj"], SIZE, convolve
     )
-    weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
+    weights = scan_weights(t)
     return launch.scan(signal, t["xz"][:, SIZE.E :], partial, t["state"], t["state"], *weights, SIZE, scan, True)
 
 

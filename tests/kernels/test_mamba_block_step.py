@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ CPU = torch.device("cpu")
 SMALL = {"B": 2, "D": 16, "E": 32, "N": 16, "R": 3, "W": 4}
 
 
-def tensors(sizes: dict[str, int] = SMALL, device: torch.device = CPU, dtype: torch.dtype = torch.float32):
-    return {name: t.detach() for name, t in sample("block", sizes, device, dtype).tensors.items()}
+def tensors(sizes: dict[str, int] = SMALL, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    return {name: t.detach() for name, t in sample("block", sizes, CPU, dtype).tensors.items()}
 
 
 def test_inplace_writes_into_the_given_states() -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +139,8 @@ def assert_close(ours: Tensor, exact: Tensor, what: str) -> None:
 
 def exact_step(t: dict[str, Tensor], xz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     names = ("conv_state", "state", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "a", "d")
-    return reference.step(xz.double(), *(t[name].double() for name in names), False)
+    arguments: Any = [t[name].double() for name in names]
+    return reference.step(xz.double(), *arguments, False)
 
 
 STEPS = {
@@ -163,9 +165,8 @@ def test_convolve_and_scan_equal_the_reference(case: str) -> None:
     convolution = (conv_state, conv_state, t["conv_weight"], t["conv_bias"], t["x_proj"])
     signal, partial = launch.convolve(t["xz"], *convolution, size, convolve)
     z = t["xz"][:, size.E :]
-    y = launch.scan(
-        signal, z, partial, state, state, *(t[n] for n in ("dt_proj", "dt_bias", "a", "d")), size, scan, True
-    )
+    weights: Any = [t[name] for name in ("dt_proj", "dt_bias", "a", "d")]
+    y = launch.scan(signal, z, partial, state, state, *weights, size, scan, True)
     for ours, exact, what in zip((y, conv_state, state), expected, ("y", "conv_state", "state"), strict=True):
         assert_close(ours, exact, what)
 
@@ -197,7 +198,7 @@ def test_a_whole_block_equals_the_reference(case: str, bare: bool) -> None:
         t["x"], optional["residual"], t["norm_weight"], 1e-5, t["in_proj"], optional["in_bias"], t["conv_weight"],
         optional["conv_bias"], t["x_proj"], conv_state, conv_state, size, cut_in, True,
     )  # fmt: skip
-    weights = (t[name] for name in ("dt_proj", "dt_bias", "a", "d"))
+    weights: Any = [t[name] for name in ("dt_proj", "dt_bias", "a", "d")]
     y = launch.scan(made.signal, made.gate, made.partial, state, state, *weights, size, cut_scan, False)
     out = launch.project_out(y, t["out_proj"], optional["out_bias"], size, cut_out)
     names = ("out", "residual", "conv_state", "state")
