@@ -130,7 +130,7 @@ def compare() -> None:
         xz = torch.nn.functional.rms_norm(total, (SIZE.D,), exact["norm_weight"], 1e-5) @ exact["in_proj"].T
         names = ("conv_state", "state", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "a", "d")
         arguments: Any = [exact[name] for name in names]
-        y, *states = reference.step(xz, *arguments, False)
+        y, *states = reference.step(xz, *arguments, inplace=False)
         out = chain(t, t["x"], Projection(8, 3), Scan(16, 16, 1), Projection(8, 1), "all")
         pairs = zip(("out", "conv", "ssm"), (out, t["conv_state"], t["state"]), (y @ exact["out_proj"].T, *states))
         print("block", B, {n: f"{float((a - e).norm() / e.norm()):.1e}" for n, a, e in pairs})
@@ -138,7 +138,7 @@ def compare() -> None:
         t = layer(B)
         exact = {name: tensor.double() for name, tensor in t.items()}
         arguments = [exact[name] for name in names]
-        expected = reference.step(exact["xz"], *arguments, False)
+        expected = reference.step(exact["xz"], *arguments, inplace=False)
         plan = launch.plan_step(SIZE, B, 2)
         assert plan is not None
         y = between(t, *plan)

@@ -140,7 +140,7 @@ def assert_close(ours: Tensor, exact: Tensor, what: str) -> None:
 def exact_step(t: dict[str, Tensor], xz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     names = ("conv_state", "state", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "a", "d")
     arguments: Any = [t[name].double() for name in names]
-    return reference.step(xz.double(), *arguments, False)
+    return reference.step(xz.double(), *arguments, inplace=False)
 
 
 STEPS = {
