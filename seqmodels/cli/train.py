@@ -195,7 +195,8 @@ def _say_goodbye(result: Any) -> None:
     print(f"next        seqmodels evaluate run={run_dir}")
     if not any(name.startswith(("bits_per_sequence", "bits_per_masked_")) for name in valid or {}):  # it can generate
         print(f"            seqmodels generate run={run_dir}")
-    print(f"            seqmodels train resume={run_dir} trainer.max_steps={2 * result.step}")
+    more = "trainer.patience=null" if result.stopped_early else f"trainer.max_steps={2 * result.step}"
+    print(f"            seqmodels train resume={run_dir} {more}")
 
 
 def _multirun(words: list[str]) -> int:

@@ -128,6 +128,8 @@ def train(
             _check_same_model(spec, checkpoint)
         elif model_from is not None:
             log.info("weights     %s", load_backbone(network, model_from))
+        elif recipe.trainer.freeze is not None and not resume:
+            log.warning("trainer.freeze=backbone without model_from: the backbone stays as it was drawn at random")
         if resume:
             run = RunFolder.open(run_dir)
         else:

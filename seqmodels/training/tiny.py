@@ -22,6 +22,7 @@ class TinyTokenizer:
 
     vocab_size = 6
     start_id = 5
+    mask_id = 5  # a masked model has no start
     unit = "letter"
     file_suffix = ".txt"
 
@@ -104,11 +105,12 @@ class TinyCorpus:
 
 
 def tiny_model(head: str = "next_token", d_model: int = 16, n_layers: int = 1, **layer: Any) -> ModelSpec:
-    """A Mamba of a few thousand parameters on the plain PyTorch definition; `head` is next_token or classification."""
+    """A Mamba of a few thousand parameters on the plain PyTorch definition; `head`: next_token, masked_token, classification."""
     from seqmodels.training import ModelSpec
 
     heads = {
         "next_token": {"_target_": "seqmodels.heads.next_token.NextTokenHead"},
+        "masked_token": {"_target_": "seqmodels.heads.masked_token.MaskedTokenHead"},
         "classification": {"_target_": "seqmodels.heads.classification.ClassificationHead"},
     }
     layer = {"d_state": 4, "implementation": "reference", **layer}
