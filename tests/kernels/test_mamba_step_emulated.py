@@ -166,7 +166,7 @@ def test_convolve_and_scan_equal_the_reference(case: str) -> None:
     signal, partial = launch.convolve(t["xz"], *convolution, size, convolve)
     z = t["xz"][:, size.E :]
     weights: Any = [t[name] for name in ("dt_proj", "dt_bias", "a", "d")]
-    y = launch.scan(signal, z, partial, state, state, *weights, size, scan, True)
+    y = launch.scan(signal, z, partial, state, state, *weights, size=size, cut=scan, settled=True)
     for ours, exact, what in zip((y, conv_state, state), expected, ("y", "conv_state", "state"), strict=True):
         assert_close(ours, exact, what)
 
@@ -199,7 +199,7 @@ def test_a_whole_block_equals_the_reference(case: str, bare: bool) -> None:
         optional["conv_bias"], t["x_proj"], conv_state, conv_state, size, cut_in, True,
     )  # fmt: skip
     weights: Any = [t[name] for name in ("dt_proj", "dt_bias", "a", "d")]
-    y = launch.scan(made.signal, made.gate, made.partial, state, state, *weights, size, cut_scan, False)
+    y = launch.scan(made.signal, made.gate, made.partial, state, state, *weights, size=size, cut=cut_scan, settled=False)
     out = launch.project_out(y, t["out_proj"], optional["out_bias"], size, cut_out)
     names = ("out", "residual", "conv_state", "state")
     for ours, target, what in zip((out, made.residual, conv_state, state), expected, names, strict=True):
