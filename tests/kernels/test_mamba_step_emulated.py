@@ -199,7 +199,8 @@ def test_a_whole_block_equals_the_reference(case: str, bare: bool) -> None:
         optional["conv_bias"], t["x_proj"], conv_state, conv_state, size, cut_in, True,
     )  # fmt: skip
     weights: Any = [t[name] for name in ("dt_proj", "dt_bias", "a", "d")]
-    y = launch.scan(made.signal, made.gate, made.partial, state, state, *weights, size=size, cut=cut_scan, settled=False)
+    signal, gate, partial = made.signal, made.gate, made.partial
+    y = launch.scan(signal, gate, partial, state, state, *weights, size=size, cut=cut_scan, settled=False)
     out = launch.project_out(y, t["out_proj"], optional["out_bias"], size, cut_out)
     names = ("out", "residual", "conv_state", "state")
     for ours, target, what in zip((out, made.residual, conv_state, state), expected, names, strict=True):
