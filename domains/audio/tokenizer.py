@@ -1,9 +1,10 @@
-"""Samples in [-1, 1] to ids 0..V-1 and back: mu-law and linear quantisers, V = 2^bits, 8 to 12 bits.
+"""Samples in [-1, 1] to ids 0..V-1 and back: mu-law (8 to 12 bits) and linear (8 to 16 bits) quantisers, V = 2^bits.
 
-Two published conventions, which differ by up to one level and must not be mixed:
+Two published conventions, which differ by up to one level and must not be mixed, and that of PCM files:
 
     "torchaudio"   id = floor((y + 1)/2 · (V-1) + 0.5)          y' = 2·id/(V-1) - 1      the level keeps its loudness
     "sashimi"      id = floor((y + 1)/2 · (V-0.01) + 0.005)     y' = 2·id/V - 1          after min–max of the clip
+    "pcm"          id = floor(y · V/2 + 0.5) + V/2, up to V-1   y' = 2·id/V - 1         linear; 16 bits lose nothing
 
 y is the sample x itself (linear) or sign(x)·ln(1 + (V-1)|x|)/ln V (mu-law, ITU-T G.711 as used by WaveNet). SaShiMi's
 convention first stretches every clip (one call of `encode`) so that its least sample is -1 and its greatest +1: gain
@@ -35,7 +36,7 @@ from jaxtyping import Float, UInt
 from domains.audio.wav import AUDIO_SUFFIXES, WRITE_FORMATS, read_samples, write_audio
 
 CONVENTIONS = ("torchaudio", "sashimi")
-MIN_BITS, MAX_BITS = 8, 12
+MIN_BITS = 8
 _SASHIMI_EPSILON = 0.01
 
 
@@ -44,8 +45,9 @@ class SampleTokenizer(abc.ABC):
 
     Args:
         sample_rate_hz: rate of the sound in Hz; part of the tokenizer, so that a checkpoint knows it.
-        bits: 8..12.
-        convention: "torchaudio" or "sashimi"; see the module's text.
+        bits: 8 up to the kind's `max_bits`. More than 12 are for heads that give no logit a level
+            (`MixtureOfLogisticsHead`).
+        convention: one of the kind's `conventions`; see the module's text.
 
     Attributes:
         vocab_size: V = 2^bits.
@@ -57,12 +59,15 @@ class SampleTokenizer(abc.ABC):
 
     unit: ClassVar[str] = "sample"
     file_suffix: ClassVar[str] = ".wav"
+    max_bits: ClassVar[int] = 12
+    conventions: ClassVar[tuple[str, ...]] = CONVENTIONS
 
     def __init__(self, *, sample_rate_hz: int, bits: int = 8, convention: str = "torchaudio") -> None:
-        if not MIN_BITS <= bits <= MAX_BITS:
-            raise ValueError(f"bits={bits}: {MIN_BITS} to {MAX_BITS} are accepted")
-        if convention not in CONVENTIONS:
-            raise ValueError(f"convention={convention!r} is not known; use one of {', '.join(CONVENTIONS)}")
+        if not MIN_BITS <= bits <= self.max_bits:
+            raise ValueError(f"bits={bits}: {type(self).__name__} takes {MIN_BITS} to {self.max_bits}")
+        if convention not in self.conventions:
+            there = ", ".join(self.conventions)
+            raise ValueError(f"convention={convention!r} is not known to {type(self).__name__}; use one of {there}")
         if sample_rate_hz < 1:
             raise ValueError(f"sample_rate_hz={sample_rate_hz} is not a rate; give samples a second, e.g. 16000")
         self.sample_rate_hz = int(sample_rate_hz)
@@ -76,7 +81,7 @@ class SampleTokenizer(abc.ABC):
         """Samples of one clip to ids: uint8 for 8 bits, else uint16.
 
         Raises:
-            ValueError: not one row, NaN, or ("torchaudio") samples outside [-1, 1].
+            ValueError: not one row, NaN, or (but for "sashimi") samples outside [-1, 1].
         """
         samples = np.asarray(raw, dtype=np.float32)
         if samples.ndim != 1:
@@ -89,7 +94,7 @@ class SampleTokenizer(abc.ABC):
         else:
             if peak > 1.0:
                 raise ValueError(f"samples reach {peak:.4g}; scale them to [-1, 1] before encoding")
-            level = (self._compress(samples) + 1) / 2 * (self.vocab_size - 1) + np.float32(0.5)
+            level = self._levels(samples)
         return level.astype(np.uint8 if self.bits == 8 else np.uint16)
 
     def decode(self, ids: np.ndarray) -> Float[np.ndarray, " L"]:
@@ -155,6 +160,10 @@ class SampleTokenizer(abc.ABC):
             "convention": self.convention,
         }
 
+    def _levels(self, samples: np.ndarray) -> np.ndarray:
+        """Samples in [-1, 1] to fractional ids, whose whole parts are the ids."""
+        return (self._compress(samples) + 1) / 2 * (self.vocab_size - 1) + np.float32(0.5)
+
     @abc.abstractmethod
     def _compress(self, samples: np.ndarray) -> np.ndarray:
         """x in [-1, 1] to y in [-1, 1]."""
@@ -172,7 +181,7 @@ class SampleTokenizer(abc.ABC):
 
     def _decoded_levels(self) -> Float[np.ndarray, " V"]:
         levels = np.arange(self.vocab_size, dtype=np.float64)
-        top = self.vocab_size if self.convention == "sashimi" else self.vocab_size - 1
+        top = self.vocab_size - 1 if self.convention == "torchaudio" else self.vocab_size
         return self._expand(2 * levels / top - 1).astype(np.float32)
 
     def _sashimi_levels(self, samples: np.ndarray) -> np.ndarray:
@@ -188,6 +197,8 @@ class SampleTokenizer(abc.ABC):
         level = np.arange(self.vocab_size + 1, dtype=np.float64)
         if self.convention == "sashimi":
             return 2 * (level - _SASHIMI_EPSILON / 2) / (self.vocab_size - _SASHIMI_EPSILON) - 1
+        if self.convention == "pcm":
+            return 2 * (level - 0.5) / self.vocab_size - 1
         return 2 * (level - 0.5) / (self.vocab_size - 1) - 1
 
 
@@ -209,13 +220,22 @@ class MuLawTokenizer(SampleTokenizer):
 
 
 class LinearTokenizer(SampleTokenizer):
-    """Levels of equal width. Arguments: see `SampleTokenizer`."""
+    """Levels of equal width. Arguments: see `SampleTokenizer`; also convention="pcm"."""
+
+    max_bits: ClassVar[int] = 16
+    conventions: ClassVar[tuple[str, ...]] = (*CONVENTIONS, "pcm")
 
     def _compress(self, samples: np.ndarray) -> np.ndarray:
         return samples
 
     def _compress_sashimi(self, fraction: np.ndarray) -> np.ndarray:
         return fraction
+
+    def _levels(self, samples: np.ndarray) -> np.ndarray:
+        if self.convention != "pcm":
+            return super()._levels(samples)
+        half = self.vocab_size // 2  # a float32 of 16 bits plus half a level is exact; plus V/2 it might not be
+        return (np.floor(samples * half + np.float32(0.5)) + half).clip(max=self.vocab_size - 1)
 
     def _expand(self, y: np.ndarray) -> np.ndarray:
         return y

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -82,6 +83,14 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, hidden_BLD: Float[Tensor, "B L D"], lengths_B: Int[Tensor, " B"] | None = None) -> Tensor:
         """Logits; positions at and beyond a row's length (None: L) must not change them."""
+
+    def log_prob(self, outputs_TP: Float[Tensor, "T P"], ids_T: Int[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """log p in nats of one id a position, from what `forward` gave there (heads that predict symbols)."""
+        return -F.cross_entropy(outputs_TP.float(), ids_T, reduction="none")
+
+    def vocabulary_logits(self, outputs: Float[Tensor, "*B P"]) -> Float[Tensor, "*B V"]:
+        """Logits of every id of the vocabulary, from what `forward` gave: the same, unless a head gives less."""
+        return outputs
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch) -> LossSums:

@@ -78,6 +78,6 @@ class Decoder:
         self.log_p_QB.index_copy_(0, self.position_1, log_p_BV.gather(-1, picked_B[:, None]).T)
         self.position_1 += 1
         with updating_in_place():
-            logits_B1V, state = self.model(picked_B[:, None], self.state)
+            outputs_B1P, state = self.model(picked_B[:, None], self.state)
         assign_state(self.state, state)
-        self.logits_BV.copy_(logits_B1V.squeeze(1))
+        self.logits_BV.copy_(self.model.head.vocabulary_logits(outputs_B1P.squeeze(1)))

@@ -151,4 +151,4 @@ def _prefill(model: SequenceModel, inputs_BL: Int[Tensor, "B L"], state: State) 
     for piece_BQ in inputs_BL.split(PREFILL_CHUNK, dim=1):
         hidden_BQD, state = model.backbone(piece_BQ, state)
     assert hidden_BQD is not None
-    return model.head(hidden_BQD[:, -1:]).squeeze(1).float(), state
+    return model.head.vocabulary_logits(model.head(hidden_BQD[:, -1:]).squeeze(1)).float(), state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
@@ -56,9 +55,9 @@ def token_log_likelihood(
         for first in range(0, L, chunk_len):
             targets_BQ = ids_BL[:, first : first + chunk_len].to(device, torch.int64)
             inputs_BQ = torch.cat([previous_B[:, None], targets_BQ[:, :-1]], dim=1)
-            logits_BQV, state = model(inputs_BQ, state)
-            nats_T = F.cross_entropy(logits_BQV.flatten(0, 1).float(), targets_BQ.flatten(), reduction="none")
-            log_likelihood_BL[:, first : first + chunk_len] = -nats_T.view_as(targets_BQ)
+            outputs_BQP, state = model(inputs_BQ, state)
+            log_p_T = model.head.log_prob(outputs_BQP.flatten(0, 1), targets_BQ.flatten())
+            log_likelihood_BL[:, first : first + chunk_len] = log_p_T.view_as(targets_BQ)
             previous_B = targets_BQ[:, -1]
     if lengths_B is not None:
         is_real_BL = torch.arange(L, device=device) < lengths_B.to(device)[:, None]

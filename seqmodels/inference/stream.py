@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
@@ -64,9 +63,10 @@ class Stream:
         if self._before_1D is None:
             return Piece(hidden_QD.float(), None)
         with evaluation(self._model):
-            logits_QV = self._model.head(torch.cat([self._before_1D, hidden_QD[:-1]])[None])[0]
+            outputs_QP = self._model.head(torch.cat([self._before_1D, hidden_QD[:-1]])[None])[0]
+            log_likelihood_Q = self._model.head.log_prob(outputs_QP, ids_Q)
         self._before_1D = hidden_QD[-1:].clone()
-        return Piece(hidden_QD.float(), -F.cross_entropy(logits_QV.float(), ids_Q, reduction="none"))
+        return Piece(hidden_QD.float(), log_likelihood_Q)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is carried, on the CPU: to go on later with `restore`."""

@@ -224,3 +224,55 @@ def test_a_16_bit_file_keeps_the_ids_of_12_bits(tmp_path: Path):
     ids = np.arange(4096)
     path = write_audio(tmp_path / "a.wav", tokenizer.decode(ids), 8000)
     assert (tokenizer.read_prompt(path) == ids).all()
+
+
+# ------------------------------------------------------------------------------------------------------ 16 bits
+
+
+@pytest.mark.parametrize("bits", [13, 14, 15, 16])
+@pytest.mark.parametrize("convention", ["torchaudio", "pcm"])
+def test_fine_linear_levels_survive_the_round_trip(convention: str, bits: int):
+    tokenizer = LinearTokenizer(sample_rate_hz=8000, bits=bits, convention=convention)
+    ids = np.arange(tokenizer.vocab_size)
+    assert (tokenizer.encode(tokenizer.decode(ids)) == ids).all()
+    assert tokenizer.encode(np.zeros(1))[0] == tokenizer.start_id
+    assert tokenizer.encode(np.ones(1))[0] == tokenizer.vocab_size - 1
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_pcm_rounds_half_up_and_keeps_silence(bits: int):
+    tokenizer = LinearTokenizer(sample_rate_hz=8000, bits=bits, convention="pcm")
+    half = 2 ** (bits - 1)
+    assert tokenizer.decode(np.array([0, half]))[:2].tolist() == [-1, 0]
+    steps = np.array([-1, -0.5, -0.25, 0, 0.25, 0.5, 1, half]) / half
+    assert (tokenizer.encode(steps).astype(int) - half).tolist() == [-1, 0, 0, 0, 0, 1, 1, half - 1]
+    assert np.diff(tokenizer._lower_edges()) == pytest.approx(1 / half)
+
+
+def test_16_bit_pcm_loses_nothing_of_a_16_bit_file(tmp_path: Path):
+    tokenizer = LinearTokenizer(sample_rate_hz=8000, bits=16, convention="pcm")
+    ids = tokenizer.encode(EVERY_16_BIT)
+    assert ids.dtype == np.uint16
+    assert (ids == np.arange(65536)).all()
+    assert (tokenizer.decode(ids) == EVERY_16_BIT).all()
+    path = tokenizer.write(str(tmp_path / "a.wav"), [ids], names=["all"])[0]
+    assert (tokenizer.read_prompt(path) == ids).all()
+
+
+def test_which_kind_takes_what():
+    with pytest.raises(ValueError, match="bits=16: MuLawTokenizer takes 8 to 12"):
+        MuLawTokenizer(sample_rate_hz=8000, bits=16)
+    with pytest.raises(ValueError, match="bits=17: LinearTokenizer takes 8 to 16"):
+        LinearTokenizer(sample_rate_hz=8000, bits=17)
+    with pytest.raises(ValueError, match="'pcm' is not known to MuLawTokenizer; use one of torchaudio, sashimi"):
+        MuLawTokenizer(sample_rate_hz=8000, convention="pcm")
+
+
+def test_bits_per_sample_of_two_depths_differ_by_the_width_of_their_levels():
+    """16 bits against 12: four bits finer, so four bits more a sample for the same sound."""
+    samples = np.sin(np.arange(4000) / 9).astype(np.float32) * 0.4
+    widths = [
+        tokenizer.mean_log2_width(tokenizer.encode(samples))
+        for tokenizer in (LinearTokenizer(sample_rate_hz=8000, bits=bits, convention="pcm") for bits in (12, 16))
+    ]
+    assert widths[0] - widths[1] == pytest.approx(4)
