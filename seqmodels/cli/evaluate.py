@@ -1,14 +1,18 @@
-"""`seqmodels evaluate`: loss and metrics of a run on a split, printed and kept as JSON in the run folder."""
+"""`seqmodels evaluate`: loss and metrics of a run on a split, printed and kept as JSON in the run folder.
+
+With `runs=` several runs, for example one experiment with several seeds, and mean ± sd over them.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqmodels.cli.bars import bar
-from seqmodels.cli.compose import absolute_paths, compose, set_keys, split_words
+from seqmodels.cli.compose import OverrideError, absolute_paths, compose, set_keys, split_words
 from seqmodels.cli.console import show_log
 
 if TYPE_CHECKING:
@@ -20,14 +24,66 @@ def run(words: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     show_log()
     of_data, own = split_words(words, ["domain."])
+    several, own = split_words(own, ["runs="])
+    if several and several[-1] not in ("runs=", "runs=null"):
+        return _run_several(several[-1].partition("=")[2], own, of_data)
     config = compose("evaluate", own)
     report = evaluate_run(config, of_data)
-    output = Path(config["output"] or _run_folder(config["run"]) / "results" / f"evaluate-{config['split']}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n")
     _show(report)
-    print(f"written     {output}")
+    print(f"written     {_write(report, config['output'] or _home(config))}")
     return 0
+
+
+def _run_several(runs: str, own: Sequence[str], of_data: Sequence[str]) -> int:
+    """Each run by itself, then mean ± sd over them."""
+    from seqmodels.training.repeats import spreads
+
+    if any(word.startswith("run=") for word in own):
+        raise OverrideError("give run=<one> or runs=<several>, not both")
+    paths, reports = _expanded(runs), []
+    for path in paths:
+        config = compose("evaluate", [*own, f'run="{path}"'])
+        reports.append(evaluate_run(config, of_data))
+        _write(reports[-1], _home(config))
+        shown = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in reports[-1]["metrics"].items())
+        print(f"{path}: {', '.join(shown)}")
+    over = spreads([report["metrics"] for report in reports])
+    print(f"\nmean ± sd   of {len(paths)} runs on {config['split']}")
+    for name, spread in over.items():
+        print(f"{name:20} {spread}")
+    summary = {"split": config["split"], "runs": [report["run"] for report in reports]}
+    summary["metrics"] = {name: spread.plain() for name, spread in over.items()}
+    target = config["output"] or _run_folder(paths[0]).parent / f"evaluate-{config['split']}-{len(paths)}-runs.json"
+    print(f"written     {_write(summary, target)}")
+    return 0
+
+
+def _expanded(runs: str) -> list[str]:
+    """Run folders of `runs=`: separated by commas, patterns allowed; each once.
+
+    Raises:
+        FileNotFoundError: a pattern fits nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in runs.strip("[]").split(","):
+        pattern = pattern.strip(" '\"")
+        matches = sorted(path for path in glob.glob(pattern) if Path(path).is_dir()) if "*" in pattern else [pattern]
+        if not matches:
+            raise FileNotFoundError(f"runs={runs}: no folder is named {pattern!r}")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _home(config: Mapping[str, Any]) -> Path:
+    """Where a report lies if nobody says otherwise."""
+    return _run_folder(config["run"]) / "results" / f"evaluate-{config['split']}.json"
+
+
+def _write(report: Mapping[str, Any], path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    return path
 
 
 def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> dict[str, Any]:

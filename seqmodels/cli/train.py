@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -208,7 +209,8 @@ def _multirun(words: list[str]) -> int:
     unknown = unknown_word("train", words)
     if unknown is not None:
         raise OverrideError(unknown)  # before Hydra makes a folder for the sweep
-    finished: list[tuple[str, Any]] = []
+    finished: list[tuple[list[str], Any]] = []
+    folder: list[Path] = []
 
     def job(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
@@ -217,9 +219,12 @@ def _multirun(words: list[str]) -> int:
         runtime = HydraConfig.get()
         overrides = list(runtime.overrides.task)
         print(f"\n[{runtime.job.num}] {' '.join(overrides)}")
+        if config.name is not None:
+            config.name = f"{config.name}-{runtime.job.num}"  # one folder a run
         _name_the_run(config, dict(runtime.runtime.choices))
+        folder.append(Path(runtime.sweep.dir))
         result = train_run(plain(config, "train"), overrides)
-        finished.append((" ".join(overrides), result))
+        finished.append((overrides, result))
         return _score(result)  # what a sweeper that searches would minimise
 
     own = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -234,8 +239,45 @@ def _multirun(words: list[str]) -> int:
         sys.argv = before
     print()
     for overrides, result in finished:
-        print(f"{_score(result):.5f} nats  {result.run_dir}  {overrides}")
+        print(f"{_score(result):.5f} nats  {result.run_dir}  {' '.join(overrides)}")
+    if finished:
+        _summarize(finished, folder[0])
     return 0
+
+
+def _summarize(finished: Sequence[tuple[list[str], Any]], folder: Path) -> None:
+    """Mean ± sd over runs that differ in nothing but the seed, at each run's best validation; as JSON too."""
+    from seqmodels.training.repeats import spreads
+
+    groups: dict[str, list[Any]] = {}
+    for overrides, result in finished:
+        groups.setdefault(" ".join(word for word in overrides if not word.startswith("seed=")), []).append(result)
+    summary = []
+    for words, results in groups.items():
+        over = spreads([_best_validation(result) for result in results])
+        if len(results) > 1:
+            shown = (f"{name.replace('_', ' ')} {spread}" for name, spread in over.items())
+            print(f"\nmean ± sd   of {len(results)} seeds: {', '.join(shown)}\n            {words}")
+        runs = [str(result.run_dir) for result in results]
+        metrics = {name: spread.plain() for name, spread in over.items()}
+        summary.append({"overrides": words, "runs": runs, "validation": metrics})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"written     {folder / 'summary.json'}")
+    if any(len(results) > 1 for results in groups.values()):
+        every = ",".join(str(result.run_dir) for _, result in finished)
+        print(f"next        seqmodels evaluate runs={every}")
+
+
+def _best_validation(result: Any) -> dict[str, float]:
+    """Metrics of the best validation; of the last training steps where nothing was validated."""
+    from seqmodels.training.checkpoint import find_checkpoint, read_meta
+
+    metrics = read_meta(find_checkpoint(result.run_dir, "best"))["metrics"]
+    prefix = "valid_" if result.metrics.get("valid") else "train_"
+    wanted = ("loss", "bits_per", "accuracy", "macro")
+    named = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {name: value for name, value in named.items() if name.startswith(wanted)}
 
 
 def _score(result: Any) -> float:

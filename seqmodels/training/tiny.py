@@ -105,7 +105,7 @@ class TinyCorpus:
 
 
 def tiny_model(head: str = "next_token", d_model: int = 16, n_layers: int = 1, **layer: Any) -> ModelSpec:
-    """A Mamba of a few thousand parameters on the plain PyTorch definition; `head`: next_token, masked_token, classification."""
+    """A Mamba of a few thousand parameters on the plain definition; head: next_token, masked_token, classification."""
     from seqmodels.training import ModelSpec
 
     heads = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -157,3 +158,29 @@ def test_bench_prints_and_appends_rows(run):
     assert found
     assert all(row["op"] == "rms_norm" and float(row["ms_p50"]) > 0 for row in found)
     assert found[0]["ms_p50"] in out
+
+
+def test_several_seeds_give_mean_and_sd(trained, run, tiny):
+    """Train with three seeds, then evaluate all of them on the test split: what is printed is what the rows say."""
+    words = [*tiny, "domain.dataset.fasta=my.fa", "name=seeded"]
+    code, out, err = run("train", "--multirun", *words, "seed=0,1,2")
+    assert (code, err) == (0, "")
+    losses = [min(float(row["loss"]) for row in rows(Path(f"runs/seeded-{number}")) if row["split"] == "valid")
+              for number in range(3)]  # fmt: skip
+    assert len(set(losses)) == 3
+    mean, sd = sum(losses) / 3, statistics.stdev(losses)
+    assert f"of 3 seeds: loss {mean:.4f} ± {sd:.4f}" in out
+    (summary,) = json.loads(next(Path("runs/multirun").glob("*/summary.json")).read_text())
+    assert summary["validation"]["loss"] == {"mean": pytest.approx(mean), "sd": pytest.approx(sd), "runs": 3}
+    assert "seed=" not in summary["overrides"]
+
+    code, out, err = run("evaluate", "runs=runs/seeded-*", "split=test")
+    assert (code, err) == (0, "")
+    reports = [json.loads(Path(f"runs/seeded-{number}/results/evaluate-test.json").read_text()) for number in range(3)]
+    bits = [report["metrics"]["bits_per_base"] for report in reports]
+    assert f"bits_per_base        {sum(bits) / 3:.4f} ± {statistics.stdev(bits):.4f}" in out
+    summary = json.loads(Path("runs/evaluate-test-3-runs.json").read_text())
+    assert summary["metrics"]["bits_per_base"]["mean"] == pytest.approx(sum(bits) / 3)
+    code, out, err = run("evaluate", "runs=runs/none-*")
+    assert (code, err.splitlines()[0]) == (1, "seqmodels evaluate: runs=runs/none-*: no folder is named 'runs/none-*'")
+    assert "not both" in run("evaluate", "runs=runs/seeded-*", "run=runs/first")[2]
