@@ -26,14 +26,20 @@ clips. It holds as long as levels are fine against what is uncertain; where most
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt
 
-from domains.audio.wav import AUDIO_SUFFIXES, WRITE_FORMATS, read_samples, write_audio
+from domains.audio.wav import AUDIO_SUFFIXES, read_info, read_samples
+
+if TYPE_CHECKING:
+    from domains.audio.sample_writer import AudioWriter
+
+log = logging.getLogger(__name__)
 
 CONVENTIONS = ("torchaudio", "sashimi")
 MIN_BITS = 8
@@ -114,7 +120,7 @@ class SampleTokenizer(abc.ABC):
         return float(np.log2(np.diff(edges))[np.asarray(ids, dtype=np.int64)].mean())
 
     def read_prompt(self, prompt: str) -> UInt[np.ndarray, " L"]:
-        """The ids of a whole sound file, resampled to the tokenizer's rate.
+        """The ids of a whole sound file, mixed to mono and resampled to the tokenizer's rate; the log says so.
 
         Raises:
             FileNotFoundError: no such file.
@@ -123,10 +129,18 @@ class SampleTokenizer(abc.ABC):
         if not Path(prompt).exists():
             kinds = " ".join(AUDIO_SUFFIXES)
             raise FileNotFoundError(f"prompt={prompt!r}: no such file; for sound, give the path of a file ({kinds})")
-        return self.encode(read_samples(prompt, sample_rate_hz=self.sample_rate_hz))
+        info = read_info(prompt)
+        samples = read_samples(info, sample_rate_hz=self.sample_rate_hz)
+        changes = [f"resampled from {info.sample_rate_hz:,} Hz"] if info.sample_rate_hz != self.sample_rate_hz else []
+        changes += [f"{info.channels} channels mixed to one"] if info.channels > 1 else []
+        log.info(
+            "prompt      %s: %s samples at %s Hz (%.2f s)%s", prompt, f"{len(samples):,}", f"{self.sample_rate_hz:,}",
+            len(samples) / self.sample_rate_hz, "".join(f", {change}" for change in changes),
+        )  # fmt: skip
+        return self.encode(samples)
 
     def write(self, path: str, sequences: Sequence[np.ndarray], *, names: Sequence[str]) -> list[str]:
-        """Writes ids as 16-bit WAV or FLAC: one sequence as exactly `path`, several as path_0, path_1, ….
+        """Writes ids as WAV or FLAC: one sequence as exactly `path`, several as path_0, path_1, ….
 
         Args:
             path: ends in .wav or .flac; without a suffix, .wav is added.
@@ -138,18 +152,21 @@ class SampleTokenizer(abc.ABC):
         """
         if len(names) != len(sequences):
             raise ValueError(f"{len(sequences)} sequences but {len(names)} names; one name a sequence is needed")
-        target = Path(path)
-        if target.suffix.lower() not in WRITE_FORMATS:
-            if target.suffix:
-                raise ValueError(f"{path}: cannot write {target.suffix}; use .wav or .flac")
-            target = target.with_suffix(self.file_suffix)
-        digits = len(str(len(sequences) - 1))
-        written = []
-        for i, (ids, name) in enumerate(zip(sequences, names)):
-            numbered = target if len(sequences) == 1 else target.with_stem(f"{target.stem}_{i:0{digits}d}")
-            metadata = {"title": name, "comment": self._describe()}
-            written.append(write_audio(numbered, self.decode(ids), self.sample_rate_hz, metadata=metadata))
-        return written
+        with self.writer(path, [len(ids) for ids in sequences]) as writer:
+            for row, (ids, name) in enumerate(zip(sequences, names)):
+                writer.append(row, ids)
+                writer.finish(row, name=name, facts={})
+        return writer.paths
+
+    def writer(self, path: str, lengths: Sequence[int]) -> AudioWriter:
+        """Files that are written while their ids are made: see `AudioWriter`."""
+        from domains.audio.sample_writer import AudioWriter
+
+        return AudioWriter(self, path, lengths)
+
+    def describe(self) -> str:
+        """One line: kind, bits, convention, rate."""
+        return f"{type(self).__name__} {self.bits} bit {self.convention} {self.sample_rate_hz} Hz"
 
     def spec(self) -> dict[str, Any]:
         """What rebuilds this tokenizer: `_target_` and its keyword arguments, plain data."""
@@ -175,9 +192,6 @@ class SampleTokenizer(abc.ABC):
     @abc.abstractmethod
     def _expand(self, y: np.ndarray) -> np.ndarray:
         """The inverse of `_compress`."""
-
-    def _describe(self) -> str:
-        return f"{type(self).__name__} {self.bits} bit {self.convention} {self.sample_rate_hz} Hz"
 
     def _decoded_levels(self) -> Float[np.ndarray, " V"]:
         levels = np.arange(self.vocab_size, dtype=np.float64)

@@ -20,18 +20,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
+
+if TYPE_CHECKING:
+    from domains.dna.sequence_writer import FastaWriter
 
 log = logging.getLogger(__name__)
 
 CLS, SEP, BOS, MASK, PAD, RESERVED, UNK, A, C, G, T, N = range(12)
 BASE_IDS = (A, C, G, T)
 VOCAB_SIZE = 12
-FASTA_COLUMNS = 60  # line width of the FASTA that `write` makes
 
 IUPAC_CODES = b"RYSWKMBDHV"
 # The one complement table: a letter and, under it, the letter across the double helix (IUPAC-IUB 1984).
@@ -178,7 +179,11 @@ class DnaTokenizer:
             from domains.dna.fasta import Fasta  # fasta.py needs this file's complement table
 
             fasta = Fasta(prompt)
-            return self.encode(fasta.fetch(fasta.names[0]))
+            first, *others = fasta.names
+            ids = self.encode(fasta.fetch(first))
+            unread = f"; {len(others)} other records are not read" if others else ""
+            log.info("prompt      %s: %s, %s bases%s", prompt, first, f"{len(ids):,}", unread)
+            return ids
         try:
             return self.encode("".join(prompt.split()))
         except ValueError as error:
@@ -191,21 +196,17 @@ class DnaTokenizer:
         """
         if len(sequences) != len(names):
             raise ValueError(f"{len(sequences)} sequences but {len(names)} names")
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-        replaced = 0
-        with open(partial, "w", encoding="ascii") as file:
-            for name, ids in zip(names, sequences):
-                letters = self.decode(ids)
-                clean = letters.replace(".", "N").replace("?", "N")
-                replaced += sum(letters.count(mark) for mark in ".?")
-                lines = (clean[i : i + FASTA_COLUMNS] for i in range(0, len(clean), FASTA_COLUMNS))
-                file.write(f">{name}\n" + "".join(f"{line}\n" for line in lines))
-        os.replace(partial, target)
-        if replaced:
-            log.warning("%s: %d special tokens were written as N", target, replaced)
-        return [str(target)]
+        with self.writer(path, [len(ids) for ids in sequences]) as writer:
+            for row, (name, ids) in enumerate(zip(names, sequences)):
+                writer.append(row, ids)
+                writer.finish(row, name=name, facts={})
+        return [path]
+
+    def writer(self, path: str, lengths: Sequence[int]) -> FastaWriter:
+        """A FASTA that is written while its ids are made: see `FastaWriter`."""
+        from domains.dna.sequence_writer import FastaWriter
+
+        return FastaWriter(self, path)
 
     def spec(self) -> dict[str, Any]:
         """Everything needed to build this tokenizer again, as plain data."""

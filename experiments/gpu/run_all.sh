@@ -55,6 +55,9 @@ kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -
 
 # models
 model_bench() { logged model_bench 150 python3 experiments/mamba_model/bench.py "$out/mamba_model.csv" "${COMMIT:-unknown}"; }
+generation_speed() {
+  logged generation_speed 90 python3 experiments/audio/generation_speed.py --csv "$out/generation.csv" --commit "${COMMIT:-unknown}"
+}
 describe_memory() { logged describe_memory 300 python3 experiments/describe/check_memory.py "$out/describe_memory.csv" "${COMMIT:-unknown}"; }
 layer_tests() {  # FLA: a folder with flash-linear-attention unpacked, for the tests of its layers
   PYTHONPATH="${FLA:+$FLA:}$PYTHONPATH" logged layer_tests 300 \

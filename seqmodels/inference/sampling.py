@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,13 +84,15 @@ class Sampling:
         return torch.searchsorted(cumulative_BV, threshold_B1, right=True).squeeze(-1)
 
 
-def uniforms(seed: int, rows: int, chunk_len: int, device: torch.device) -> Iterator[Float[Tensor, "Q B"]]:
-    """float64 uniforms in [0, 1), chunk_len at a time; row b's stream depends on (seed, b) alone.
+def uniforms(
+    seed: int, rows: Sequence[int], chunk_len: int, device: torch.device
+) -> Iterator[Float[Tensor, "Q B"]]:
+    """float64 uniforms in [0, 1), chunk_len at a time; row r's stream depends on (seed, r) alone.
 
     Drawn on the CPU so that a seed means the same on every device. The factor keeps u * total below total after
     rounding, so that inverting the CDF never runs off its end.
     """
-    streams = [np.random.default_rng([seed, row]) for row in range(rows)]
+    streams = [np.random.default_rng([seed, row]) for row in rows]
     while True:
         uniform_BQ = np.stack([stream.random(chunk_len) for stream in streams]) * (1 - 2.0**-52)
         yield torch.from_numpy(np.ascontiguousarray(uniform_BQ.T)).to(device)

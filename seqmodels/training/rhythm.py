@@ -71,6 +71,7 @@ class Rhythm(L.Callback):
         self.best = Best()
         self.latest: dict[str, dict[str, Any]] = {}
         self.stop = StopRequest()
+        self._longest_sample = 0  # symbols that the model has read at a time
         self._meter_state: Mapping[str, Any] = {}
         self._saved_step = 0
 
@@ -96,6 +97,7 @@ class Rhythm(L.Callback):
         """The order of things."""
         task, data = _parts(trainer)
         data.position += 1
+        self._longest_sample = max(self._longest_sample, batch.input_ids_BL.shape[1])
         if data.position % self.settings.accumulate:
             return  # in the middle of an accumulated step
         step = trainer.global_step
@@ -127,7 +129,8 @@ class Rhythm(L.Callback):
         task, data = _parts(trainer)
         metrics = {f"{split}_{name}": value for split, row in self.latest.items() for name, value in row.items()}
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        place = {"step": trainer.global_step, "epoch": data.epoch, "validations_since_best": self.best.waited}
+        place = {"step": trainer.global_step, "epoch": data.epoch, "longest_sample": self._longest_sample}
+        place["validations_since_best"] = self.best.waited
         checkpoint[META_KEY] = {**self.meta, **place, "metrics": numbers}
         checkpoint[STATE_KEY] = {
             "position": data.position,
@@ -135,6 +138,7 @@ class Rhythm(L.Callback):
             "best_value": self.best.value,
             "waited": self.best.waited,
             "latest": self.latest,
+            "longest_sample": self._longest_sample,
             "meter": task.meter.state_dict(_sum_over(trainer)),
         }
 
@@ -144,6 +148,7 @@ class Rhythm(L.Callback):
         value = state["best_value"] if "best_value" in state else state["best_loss"]  # as early versions called it
         self.best = Best(state["best_step"], value, state.get("waited", 0))
         self.latest = dict(state["latest"])
+        self._longest_sample = state.get("longest_sample", 0)  # absent in checkpoints of early versions
         self._meter_state = state["meter"]
         self._saved_step = checkpoint["global_step"]
         # Lightning's counters, from the two numbers that say where a run is.
