@@ -211,6 +211,7 @@ def pairs() -> None:
         weights = layers(B)
         rows: list[tuple[float, Any]] = []
         convolves = [Convolve(128, 8, 4), Convolve(128, 16, 4), Convolve(128, 8, 2), Convolve(64, 8, 4)]
+        convolves += [cut._replace(tensor_cores=True) for cut in convolves]
         convolves += [Convolve(64, 16, 4), Convolve(64, 8, 2), Convolve(256, 8, 4), Convolve(256, 16, 8)]
         scans = [Scan(128, 2, 4), Scan(64, 4, 8), Scan(64, 4, 4), Scan(64, 2, 4), Scan(128, 2, 2)]
         first = convolves[0], scans[0]

@@ -22,7 +22,7 @@ BLOCKS = {
     "project_in": {"BATCH": 1, "WARPS": 8, "ROWS": 3},
     "scan": {"CHANNELS": 16, "LANES": 16, "ROWS": 1, "SHARES": 64, "GATE_FLOAT": 1},
     "project_out": {"BATCH": 4, "WARPS": 8, "ROWS": 1},
-    "convolve": {"CHANNELS": 128, "ROWS": 8, "TEAMS": 4, "THREADS": 384},
+    "convolve": {"CHANNELS": 128, "ROWS": 8, "TEAMS": 4, "THREADS": 384, "TENSOR_CORES": 1},
 }
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=nvrtc.missing() or "")
 
@@ -37,6 +37,8 @@ def test_every_source_is_here() -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_compiles(name: str, element: int, architecture: int) -> None:
     defines = {**SMALL._asdict(), "ELEMENT": element, **BLOCKS[name]}
+    if name == "convolve" and element != 1:
+        defines["TENSOR_CORES"] = 0
     assert nvrtc.compile_cubin(FOLDER / f"{name}.cu", defines, architecture)[:4] == b"\x7fELF"
 
 
@@ -51,7 +53,7 @@ def test_cuts_of_published_models_compile(model: str, B: int) -> None:
     cuts = {
         "convolve": {
             "CHANNELS": convolve.channels, "ROWS": convolve.rows, "TEAMS": convolve.teams,
-            "THREADS": convolve.threads(size),
+            "THREADS": convolve.threads(size), "TENSOR_CORES": int(convolve.tensor_cores),
         },
         "scan": {
             "CHANNELS": scan.channels, "LANES": scan.lanes, "ROWS": scan.rows, "GATE_FLOAT": 0,

@@ -149,8 +149,8 @@ STEPS = {
     "pairs-of-a-thread": (Sizes(8, 64, 16, 8, 4), 11, Convolve(32, 8, 4), Scan(16, 4, 8), torch.bfloat16),
     "odd-ranks": (Sizes(8, 64, 16, 6, 4), 4, Convolve(32, 4, 2), Scan(32, 2, 4), torch.float32),
     "rows-below-lanes": (Sizes(8, 32, 8, 7, 4), 3, Convolve(8, 2, 1), Scan(8, 8, 2), torch.float32),
-    "tensor-cores": (Sizes(8, 64, 16, 10, 4), 21, Convolve(32, 16, 1), Scan(16, 4, 4), torch.bfloat16),
-    "tensor-cores-few-rows": (Sizes(8, 64, 16, 3, 3), 10, Convolve(16, 8, 1), Scan(16, 4, 4), torch.bfloat16),
+    "tensor-cores": (Sizes(8, 64, 16, 10, 4), 21, Convolve(32, 16, 1, True), Scan(16, 4, 4), torch.bfloat16),
+    "tensor-cores-few-rows": (Sizes(8, 64, 16, 3, 3), 10, Convolve(16, 8, 1, True), Scan(16, 4, 4), torch.bfloat16),
     "fp32-many-rows": (Sizes(8, 64, 16, 10, 4), 9, Convolve(32, 8, 2), Scan(16, 4, 4), torch.float32),
     "bf16-wide-state": (Sizes(8, 32, 64, 6, 2), 3, Convolve(8, 2, 1), Scan(16, 4, 4), torch.bfloat16),
 }

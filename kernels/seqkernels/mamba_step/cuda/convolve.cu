@@ -1,7 +1,7 @@
 // Convolution, SiLU, shifted state, and this block's share of x_proj: CHANNELS channels of ROWS rows of the batch.
 //
 // -D: CHANNELS a block, which divide E and THREADS; ROWS rows of the batch a block; TEAMS of threads, one an output of x_proj,
-// that take 8 channels each, or 16, ...; THREADS.
+// that take 8 channels each, or 16, ...; THREADS; TENSOR_CORES 1 for x_proj on them.
 #include "common.cuh"
 
 struct ConvolveArgs {
@@ -19,7 +19,8 @@ struct ConvolveArgs {
 
 constexpr int ITEMS = (ROWS * CHANNELS + THREADS - 1) / THREADS;  // (row, channel) pairs a thread convolves
 
-#if ELEMENT == 1 && ROWS >= 8 && ROWS <= 16 && CHANNELS % 16 == 0
+#if TENSOR_CORES
+static_assert(ELEMENT == 1 && ROWS >= 8 && ROWS <= 16 && CHANNELS % 16 == 0, "tiles of 16 rows and channels, bf16");
 // x_proj on tensor cores. The signal keeps fp32's accuracy as the sum of three bf16 numbers; the weights are bf16 anyway.
 struct Share {
   static constexpr int PARTS = 3, ROW = CHANNELS + 8;  // 16 bytes more: rows lie in other banks

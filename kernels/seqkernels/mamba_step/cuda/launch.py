@@ -53,11 +53,16 @@ class Projection(NamedTuple):
 
 
 class Convolve(NamedTuple):
-    """A cut of `convolve`: channels and rows of the batch a block, teams of threads that share the channels."""
+    """A cut of `convolve`: channels and rows of the batch a block, teams of threads that share the channels.
+
+    `tensor_cores` multiplies by x_proj there (bf16, 8 to 16 rows, 16 channels or a multiple). Emulated and compiled,
+    but not yet run on a GPU: no plan takes it until it has.
+    """
 
     channels: int
     rows: int
     teams: int
+    tensor_cores: bool = False
 
     def threads(self, size: Sizes) -> int:
         """A team is a thread for each output of x_proj, in whole warps; then up to a multiple of the channels."""
@@ -206,6 +211,7 @@ def convolve(
     partial = torch.empty(shares, B, size.row_partial, dtype=torch.float32, device=xz.device)
     threads = cut.threads(size)
     defines = {"CHANNELS": cut.channels, "ROWS": cut.rows, "TEAMS": cut.teams, "THREADS": threads}
+    defines["TENSOR_CORES"] = int(cut.tensor_cores)
     _kernel("convolve", "ConvolveArgs", size, xz, **defines).launch(
         (shares, -(-B // cut.rows)),
         threads,
