@@ -19,6 +19,7 @@ from seqmodels.model import SequenceModel
 from seqmodels.training.graphed import GraphedLoss
 from seqmodels.training.param_groups import param_groups
 from seqmodels.training.settings import Recipe
+from seqmodels.training.truncated import backward_in_pieces, require_truncatable, target_weight
 
 
 class NonFiniteLossError(ValueError):
@@ -50,12 +51,14 @@ class SequenceTask(L.LightningModule):
             # In place: a wrapped module would change the names in checkpoints. A length warm-up changes batch and
             # length from stage to stage: with both symbolic, one graph serves all stages but one of a single row.
             model.compile(dynamic=True if recipe.data.length_warmup.start else None)
+        if recipe.trainer.truncate is not None:
+            require_truncatable(model)
         self._graphed = GraphedLoss(model) if recipe.trainer.cuda_graph else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of the batch in nats; with several processes, scaled so that their mean is the whole batch's."""
         self._seed_step(self.trainer.datamodule.position)  # type: ignore[attr-defined]
-        sums = self.loss_sums(batch)
+        sums = self.loss_sums(batch) if self.recipe.trainer.truncate is None else self._truncated_sums(batch)
         self.meter.add(sums, symbols=batch.lengths_B.sum())
         self.watch.see(self.global_step + 1, "loss", sums.loss_sum, batch.record_ids)
         return sums.loss_sum / self._mean_count(sums.count)
@@ -66,6 +69,29 @@ class SequenceTask(L.LightningModule):
             return self._graphed(batch)
         logits, _ = self.model(batch.input_ids_BL, self.model.begin(batch.labels_B), lengths_B=batch.lengths_B)
         return self.model.head.loss(logits, batch)
+
+    def _truncated_sums(self, batch: Batch) -> LossSums:
+        """Sums over the batch; gradients of all pieces but the last are there already."""
+        trainer = self.recipe.trainer
+        assert trainer.truncate is not None
+        share = self._mean_count(target_weight(batch)) * trainer.accumulate  # Lightning divides the last piece's itself
+
+        def backward(sums: LossSums) -> None:
+            with torch.autocast(self.device.type, enabled=False):
+                self.backward(sums.loss_sum / share)
+
+        return backward_in_pieces(self.model, batch, trainer.truncate, backward=backward)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step; then, with pieces, no gradients: those of the next batch come before Lightning would clear them."""
+        super().optimizer_step(*args, **kwargs)
+        if self.recipe.trainer.truncate is not None:
+            self.zero_grad(set_to_none=True)
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """See `optimizer_step`."""
+        if self.recipe.trainer.truncate is None:
+            super().optimizer_zero_grad(*args, **kwargs)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """In this thread: handing a step over to autograd's own thread and back costs a launch-bound step a tenth."""

@@ -35,6 +35,8 @@ class TrainerSettings:
         checkpoint_every_steps: save after every so many steps, and after the last.
         gradient_clip: largest norm of the whole gradient; None to leave it as it is.
         accumulate: batches whose gradients are averaged into one step.
+        truncate: back-propagate through pieces of so many symbols, the state carried on from piece to piece, so that a
+            sample may be longer than memory (truncated.py); None through whole samples. One device.
         precision: "auto" is bf16 autocast on a GPU that has it and fp32 on a CPU; or "bf16-mixed", "32-true".
         accelerator: "auto" takes the GPU where there is one; or "cpu", "cuda".
         devices: GPUs (or CPU processes) of one machine.
@@ -55,6 +57,7 @@ class TrainerSettings:
     checkpoint_every_steps: int = 200
     gradient_clip: float | None = 1.0
     accumulate: int = 1
+    truncate: int | None = None
     precision: str = "auto"
     accelerator: str = "auto"
     devices: int = 1
@@ -76,6 +79,10 @@ class TrainerSettings:
             raise ValueError(f"trainer.gradient_clip={self.gradient_clip} must be above 0, or null for no clipping")
         if self.precision not in PRECISIONS:
             raise ValueError(f"trainer.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if self.truncate is not None and (isinstance(self.truncate, bool) or self.truncate < 1):
+            raise ValueError(f"trainer.truncate={self.truncate!r} must be a whole number from 1 on, or null")
+        if self.truncate is not None and (self.devices * self.num_nodes > 1 or self.cuda_graph):
+            raise ValueError("trainer.truncate goes with one device and cuda_graph=false only")
         if self.cuda_graph:
             self._check_cuda_graph()
         if self.accelerator not in ("auto", "cpu", "cuda"):
