@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.padding import Padding
 
-OWN = ("dna", "species", "digits", "generated.wav", "human_rhesus.scored.vcf", "human_rhesus.scored.tsv")
+OWN = ("dna", "species", "digits", "generated.wav", "samples.tsv", "human_rhesus.scored.vcf", "human_rhesus.scored.tsv")
 
 
 def main(words: list[str] | None = None) -> int:

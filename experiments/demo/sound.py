@@ -31,7 +31,7 @@ def digits(stage: Stage) -> Result:
     wanted = 800 if stage.quick else GENERATED_SAMPLES
     stage.seqmodels(
         "generate", f"run={stage.shown(stage.run('digits'))}", f"length={wanted}", "temperature=0.95", "seed=1",
-        f"output={stage.shown(wav)}",
+        "figure=false", f"output={stage.shown(wav)}",
     )  # fmt: skip
     samples, rate = soundfile.read(wav, dtype="float32")
     if (len(samples), rate) != (wanted, SAMPLE_RATE_HZ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -102,7 +103,7 @@ def _job(config: Mapping[str, Any], loaded: LoadedModel, prompt_ids: np.ndarray 
 def _shown(value: Any) -> str:
     """A value in one line of the files' metadata; letters of a long prompt are cut."""
     text = "none" if value is None else " ".join(str(value).split())
-    is_long = len(text) > MOST_PROMPT_SHOWN and not Path(text).exists()
+    is_long = len(text) > MOST_PROMPT_SHOWN and not os.path.exists(text)
     return f"{text[:MOST_PROMPT_SHOWN]}...({len(text):,}_letters)" if is_long else text
 
 

@@ -19,6 +19,7 @@ EXAMPLES = {
     "generate": (
         "seqmodels generate run=runs/<dna run> length=1000 prompt=ACGTACGT",
         "seqmodels generate run=runs/<audio run> seconds=2 temperature=0.9 output=out.wav",
+        "seqmodels generate run=runs/<audio run> seconds=10 prompt=begin.wav num_samples=64 sort_by=likelihood",
     ),
     "score": ("seqmodels score run=runs/<dna run> vcf=my.vcf fasta=my.fa output=scored.vcf",),
     "convert": (
