@@ -5,6 +5,7 @@ With `runs=` several runs, for example one experiment with several seeds, and me
 
 from __future__ import annotations
 
+import copy
 import glob
 import json
 from collections.abc import Mapping, Sequence
@@ -95,13 +96,16 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
 
     Returns:
         What the JSON file holds: run, checkpoint, step, split, sequences, metrics, and with classes the confusion
-        matrix (rows are true classes) and class names.
+        matrix (rows are true classes) and class names. For a language model of a genome, by_class (repeats, bases next
+        to N) and markov, its baselines on the same symbols.
     """
     from seqmodels.data.collate import collate_for
     from seqmodels.data.loader import evaluation_batches
     from seqmodels.data.masking import hidden_by
+    from seqmodels.data.record import MarkedCorpus
     from seqmodels.inference import load
     from seqmodels.instantiate import build
+    from seqmodels.training.baseline import Witness, markov_beside
     from seqmodels.training.evaluate import evaluate
     from seqmodels.training.run_folder import RunFolder
 
@@ -112,7 +116,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
             f"{config['run']} was converted and names no data to evaluate on: convert it again with domain=<name>, "
             "for example domain=dna_windows domain.dataset.fasta=my.fa"
         )
-    dataset_spec = absolute_paths(set_keys(saved, data_words)["domain"]["dataset"])
+    dataset_spec = absolute_paths(set_keys(copy.deepcopy(saved), data_words)["domain"]["dataset"])
     corpus = build(dataset_spec)
     if tuple(corpus.class_names) != loaded.class_names:
         raise ValueError(
@@ -121,14 +125,19 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     if corpus.tokenizer.spec() != loaded.tokenizer.spec():
         raise ValueError(f"the data's ids {corpus.tokenizer.spec()} are not the model's {loaded.tokenizer.spec()}")
     objective = loaded.model.head.objective
-    split = hidden_by(loaded.model.head.masking, corpus.split(config["split"]), loaded.tokenizer)
+    marked = isinstance(corpus, MarkedCorpus) and objective != "classify"
+    samples = corpus.marked(config["split"]) if marked else corpus.split(config["split"])
+    split = hidden_by(loaded.model.head.masking, samples, loaded.tokenizer)
     settings = build(config["data"])
     batches = evaluation_batches(
         split, collate_for(objective, loaded.tokenizer), settings, max_batches=config["max_batches"]
     )
     model = _conjoined(loaded) if config["conjoin"] else loaded.model
+    mask_id = getattr(loaded.tokenizer, "mask_id", None) if loaded.model.head.masking else None
+    witness = Witness(corpus.mark_names if marked else (), mask_id)
+    seen = witness.watch(batches) if marked else batches
     with bar("evaluating", len(split), "sequence") as move:
-        result = evaluate(model, batches, precision=config["precision"], on_batch=move)
+        result = evaluate(model, seen, precision=config["precision"], on_batch=move, mark_names=witness.names)
     report: dict[str, Any] = {
         "run": str(_run_folder(config["run"])),
         "checkpoint": loaded.folder.name,
@@ -140,6 +149,13 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         "skipped": len(batches.skipped),
         "metrics": result.metrics(loaded.model.head.counted(loaded.tokenizer.unit)),
     }
+    if marked:
+        report["by_class"] = result.metrics_by_mark(loaded.model.head.counted(loaded.tokenizer.unit))
+        if config["markov_order"] is not None:
+            # of what the model learnt from, whatever it is judged on
+            trained_on = build(absolute_paths(saved["domain"]["dataset"])) if data_words else corpus
+            limits = {"max_order": config["markov_order"], "max_symbols": config["markov_symbols"]}
+            report["markov"] = markov_beside(trained_on, witness, **limits)
     if result.confusion_OO is not None:
         report |= {"class_names": list(loaded.class_names), "confusion": result.confusion_OO.tolist()}
     return report
@@ -167,10 +183,27 @@ def _show(report: Mapping[str, Any]) -> None:
     print(f"split       {report['split']}, {report['sequences']:,} sequences")
     for name, value in report["metrics"].items():
         print(f"{name:20} {value:.5f}")
+    if "by_class" in report:
+        _show_classes(report["by_class"], report.get("markov"))
     if report["skipped"]:
         print(f"skipped     {report['skipped']} records that could not be read")
     if "confusion" in report:
         _show_confusion(report["class_names"], report["confusion"])
+
+
+def _show_classes(by_class: Mapping[str, Mapping[str, Any]], markov: Mapping[str, Any] | None) -> None:
+    """Bits a symbol, one line a class, the model beside the Markov models of order 0 and of the best order."""
+    orders = markov["orders"] if markov else []
+    best = min(orders, key=lambda row: row["bits"]) if orders else None
+    shown = [orders[0], best] if best and best["order"] else [best] if best else []
+    print(f"\n{'bits':20} {'model':>8}" + "".join(f"{'order ' + str(row['order']):>10}" for row in shown) + "  targets")
+    for name, values in by_class.items():
+        bits = next(value for key, value in values.items() if key.startswith("bits_per_"))
+        beside = (row["bits"] if name == "all" else row["by_class"].get(name, float("nan")) for row in shown)
+        print(f"{name:20} {bits:8.4f}" + "".join(f"{value:10.4f}" for value in beside) + f"  {values['targets']:,}")
+    if markov:
+        learnt_from = f"{markov['train_symbols']:,} training symbols"
+        print(f"(order k: Markov models that learnt from {learnt_from}: the unigram and the best one)")
 
 
 def _show_confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:

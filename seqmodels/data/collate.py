@@ -66,6 +66,7 @@ def next_token(records: Sequence[Record], *, start_id: int) -> Batch:
         input_ids_BL=torch.from_numpy(input_ids_BL),
         target_ids_BL=torch.from_numpy(target_ids_BL),
         weights_BL=_weights(records, shape),
+        marks_BL=_marks(records, shape),
         labels_B=None if len(labels) < len(records) else torch.tensor(labels),
         lengths_B=torch.tensor(lengths),
         record_ids=tuple(record.id for record in records),
@@ -98,6 +99,7 @@ def masked_token(records: Sequence[Record], *, pad_id: int) -> Batch:
         input_ids_BL=torch.from_numpy(input_ids_BL),
         target_ids_BL=torch.from_numpy(target_ids_BL),
         weights_BL=_weights(records, shape),
+        marks_BL=_marks(records, shape),
         lengths_B=torch.tensor(lengths),
         record_ids=tuple(record.id for record in records),
     )
@@ -126,6 +128,16 @@ def classify(records: Sequence[Record], *, pad_id: int) -> Batch:
         lengths_B=torch.tensor(lengths),
         record_ids=tuple(record.id for record in records),
     )
+
+
+def _marks(records: Sequence[Record], shape: tuple[int, int]) -> torch.Tensor | None:
+    if all(record.marks is None for record in records):
+        return None
+    marks_BL = np.zeros(shape, dtype=np.int64)
+    for row, record in enumerate(records):
+        if record.marks is not None:
+            marks_BL[row, : len(record.ids)] = _same_length(record, "marks")
+    return torch.from_numpy(marks_BL)
 
 
 def _lengths(records: Sequence[Record]) -> list[int]:

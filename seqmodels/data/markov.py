@@ -17,8 +17,8 @@ with p_{-1} = 1/V. The smoothing (kind and strength s) is chosen for each order 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -39,12 +39,14 @@ class MarkovRow:
         bits: held-out bits a symbol.
         smoothing: "interpolated" or "additive", as chosen on training data.
         strength: s of the formula.
+        by_mark: held-out bits a symbol of each class of positions; without classes that hold none.
     """
 
     order: int
     bits: float
     smoothing: str
     strength: float
+    by_mark: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,17 @@ class _Evidence:
         return result
 
 
-def _bits(probabilities: np.ndarray, target: _Stream) -> float:
-    return float(-np.log2(probabilities[target.codes >= 0]).mean())
+def _bits(probabilities: np.ndarray, target: _Stream, here: np.ndarray | None = None) -> float:
+    return float(-np.log2(probabilities[target.codes >= 0 if here is None else here]).mean())
+
+
+def _end_to_end(arrays: Sequence[np.ndarray], target: _Stream) -> np.ndarray:
+    """Where in the stream of the held-out sequences a symbol of a class stands."""
+    parts = [part for array in arrays for part in (np.asarray(array, dtype=bool), np.zeros(1, dtype=bool))]
+    joined = np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
+    if len(joined) != len(target):
+        raise ValueError("marks need one boolean for each symbol of each held-out sequence")
+    return joined & (target.codes >= 0)
 
 
 def markov_bits(
@@ -162,6 +173,7 @@ def markov_bits(
     max_order: int,
     ignore: Sequence[int] = (),
     strengths: Sequence[float] = STRENGTHS,
+    marks: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> list[MarkovRow]:
     """Held-out bits a symbol of Markov models of order 0..max_order.
 
@@ -174,19 +186,22 @@ def markov_bits(
         max_order: largest k, at least 0.
         ignore: ids that are neither predicted nor used as context (N, padding).
         strengths: candidates for s.
+        marks: classes of held-out positions: for each name, a boolean array for each held-out sequence. The models
+            are the same; only what they cost is told class by class.
 
     Raises:
         ValueError: max_order is negative, there is too little training data, or nothing to predict.
     """
     if max_order < 0:
         raise ValueError(f"max_order={max_order} must be at least 0")
-    train = [np.asarray(ids) for ids in train]
+    train, held_out = [np.asarray(ids) for ids in train], list(held_out)
     code_of_id, vocab = _alphabet(train, ignore)
     if vocab ** (max_order + 1) > 2**62:
         raise ValueError(f"max_order={max_order} with {vocab} symbols: contexts do not fit 64 bits; take a lower order")
     whole, target = _Stream.of(train, code_of_id), _Stream.of(held_out, code_of_id)
     if (target.codes >= 0).sum() == 0:
         raise ValueError("the held-out sequences have no symbol to predict")
+    classes = {name: _end_to_end(arrays, target) for name, arrays in (marks or {}).items()}
     symbols = np.flatnonzero(whole.codes >= 0)
     border = int(symbols[-min(int(np.ceil(len(symbols) * _TUNING_SHARE)), _TUNING_SYMBOLS)])
     fit, tune = whole.cut(0, border), whole.cut(border, len(whole))
@@ -202,7 +217,9 @@ def markov_bits(
         chain = min((c for c in candidates if c[0] == "interpolated"), key=tuned.__getitem__)
         tune_lower = evidence.probabilities(*chain)
         evidence = _Evidence.of(target, _Counts(whole, order, vocab), order, target_lower)
-        rows.append(MarkovRow(order, _bits(evidence.probabilities(*best), target), *best))
+        found = evidence.probabilities(*best)
+        by_mark = {name: _bits(found, target, here) for name, here in classes.items() if here.any()}
+        rows.append(MarkovRow(order, _bits(found, target), *best, by_mark))
         target_lower = evidence.probabilities(*chain)
     return rows
 

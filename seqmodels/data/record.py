@@ -7,7 +7,7 @@ A dataset maps a `SampleKey` to a `Record`; a collate function (seqmodels/data/c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -37,6 +37,8 @@ class Record:
         target_ids: (L,) token ids to predict where they differ from `ids`; `IGNORE_INDEX` where nothing is
             predicted (N, padding). None means every id is a target. int64.
         weights: (L,) loss weight of each position, or None for all ones.
+        marks: (L,) uint8, bit k set where the position is of the class `MarkedCorpus.mark_names[k]`; None unless
+            asked for.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Record:
     label: int | None = None
     target_ids: np.ndarray | None = None
     weights: np.ndarray | None = None
+    marks: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Batch:
         lengths_B: int64 number of real positions of each row (1..L).
         weights_BL: loss weight of each position, or None for all ones.
         record_ids: one name a row, for error messages.
+        marks_BL: int64 bits, the classes of each position (see `Record.marks`); 0 in padding. For evaluation only.
     """
 
     input_ids_BL: Int[Tensor, "B L"]
@@ -66,6 +70,7 @@ class Batch:
     target_ids_BL: Int[Tensor, "B L"] | None = None
     labels_B: Int[Tensor, " B"] | None = None
     weights_BL: Float[Tensor, "B L"] | None = None
+    marks_BL: Int[Tensor, "B L"] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -135,4 +140,23 @@ class Corpus(Protocol):
 
     def report(self) -> Mapping[str, int | float | str]:
         """Counts for the user: sequences, bases or samples, N, lower case, dropped, resampled."""
+        ...
+
+
+@runtime_checkable
+class MarkedCorpus(Corpus, Protocol):
+    """A corpus that knows classes of positions (repeats of a genome), which a language model can be judged by.
+
+    Attributes:
+        mark_names: names of the classes; a position may be of several.
+    """
+
+    mark_names: tuple[str, ...]
+
+    def marked(self, name: str) -> SequenceDataset:
+        """The samples of `split(name)`, their records with `marks`."""
+        ...
+
+    def region_ids(self, split: str) -> Iterable[np.ndarray]:
+        """Ids of whole stretches of a split, for baselines that read from end to end."""
         ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
@@ -22,20 +22,27 @@ class Evaluation:
         sums: of loss (nats) and metrics, float64.
         sequences: rows seen.
         confusion_OO: (true class, predicted class) counts of a classifier, or None.
+        by_mark: unweighted sums over the targets of each class of positions (repeats, …), and "all" of them; without
+            classes that hold none. Empty where batches carry no marks.
     """
 
     sums: LossSums
     sequences: int
     confusion_OO: Int[Tensor, "O O"] | None = None
+    by_mark: Mapping[str, LossSums] = field(default_factory=dict)
 
     def metrics(self, unit: str) -> dict[str, float]:
         """loss (nats), bits_per_<unit>, accuracy, and with classes macro_recall: the mean over classes that occur."""
-        metrics = {(f"bits_per_{unit}" if k == "bits" else k): v for k, v in self.sums.metrics().items()}
+        metrics = _named(self.sums, unit)
         if self.confusion_OO is not None:
             per_class_O = self.confusion_OO.sum(dim=1)
             recall_O = self.confusion_OO.diagonal() / per_class_O.clamp(min=1)
             metrics["macro_recall"] = float(recall_O[per_class_O > 0].mean())
         return metrics
+
+    def metrics_by_mark(self, unit: str) -> dict[str, dict[str, float]]:
+        """For each class of positions its number of targets, loss (nats), bits_per_<unit> and accuracy."""
+        return {name: {"targets": int(sums.count), **_named(sums, unit)} for name, sums in self.by_mark.items()}
 
 
 def evaluate(
@@ -45,6 +52,7 @@ def evaluate(
     precision: str = "auto",
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     on_batch: Callable[[int], object] = lambda sequences: None,
+    mark_names: Sequence[str] = (),
 ) -> Evaluation:
     """Runs a model over batches without gradients; batch size and padding do not change the result.
 
@@ -54,6 +62,7 @@ def evaluate(
         precision: "auto", "bf16-mixed" or "32-true", as in `TrainerSettings`.
         reduce: adds a tensor up over processes.
         on_batch: called with the number of rows after every batch, for progress.
+        mark_names: classes of positions, in the order of the bits of `Batch.marks_BL`.
 
     Raises:
         ValueError: there are no batches.
@@ -63,7 +72,7 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad(), autocast(device, precision):
-            tally = _Tally()
+            tally = _Tally(mark_names)
             for batch in batches:
                 tally.add(model, batch.to(device, non_blocking=True))
                 on_batch(len(batch.record_ids))
@@ -86,7 +95,9 @@ def resolve_precision(device: torch.device, precision: str) -> str:
 
 
 class _Tally:
-    def __init__(self) -> None:
+    def __init__(self, mark_names: Sequence[str]) -> None:
+        self.mark_names = mark_names
+        self.by_mark: dict[str, LossSums] = {}
         self.sums: LossSums | None = None
         self.sequences = 0
         self.confusion_OO: Tensor | None = None
@@ -96,20 +107,35 @@ class _Tally:
         sums = model.head.loss(logits, batch).detach()
         self.sums = sums if self.sums is None else self.sums + sums
         self.sequences += len(batch.record_ids)
+        if batch.marks_BL is not None and self.mark_names:
+            self._add_marks(model, logits, batch, batch.marks_BL)
         if batch.labels_B is not None and model.head.objective == "classify":
             O = logits.shape[-1]  # noqa: E741
             cells_B = batch.labels_B * O + logits.argmax(dim=-1)
             counts_OO = torch.bincount(cells_B, minlength=O * O).reshape(O, O)
             self.confusion_OO = counts_OO if self.confusion_OO is None else self.confusion_OO + counts_OO
 
+    def _add_marks(self, model: SequenceModel, logits: Tensor, batch: Batch, marks_BL: Tensor) -> None:
+        classes = {"all": torch.ones_like(marks_BL)}
+        classes |= {name: marks_BL >> bit & 1 for bit, name in enumerate(self.mark_names)}
+        for name, of_class_BL in classes.items():
+            sums = model.head.loss(logits, replace(batch, weights_BL=of_class_BL.float())).detach()
+            self.by_mark[name] = self.by_mark[name] + sums if name in self.by_mark else sums
+
     def total(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> Evaluation:
         if self.sums is None:
             raise ValueError("there is nothing to evaluate: the split holds no sequence that can be read")
-        sums = LossSums(
-            reduce(self.sums.loss_sum),
-            reduce(self.sums.count),
-            {name: reduce(value) for name, value in self.sums.metric_sums.items()},
-        )
+        sums = _reduced(self.sums, reduce)
+        by_mark = {name: _reduced(part, reduce) for name, part in self.by_mark.items()}
         sequences = int(reduce(torch.tensor(float(self.sequences), device=device, dtype=torch.float64)))
         confusion_OO = None if self.confusion_OO is None else reduce(self.confusion_OO).cpu()
-        return Evaluation(sums, sequences, confusion_OO)
+        return Evaluation(sums, sequences, confusion_OO, {k: part for k, part in by_mark.items() if part.count > 0})
+
+
+def _named(sums: LossSums, unit: str) -> dict[str, float]:
+    return {(f"bits_per_{unit}" if name == "bits" else name): value for name, value in sums.metrics().items()}
+
+
+def _reduced(sums: LossSums, reduce: Callable[[Tensor], Tensor]) -> LossSums:
+    metric_sums = {name: reduce(value) for name, value in sums.metric_sums.items()}
+    return LossSums(reduce(sums.loss_sum), reduce(sums.count), metric_sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from domains.dna.datasets.window_samples import FixedWindows, RandomWindows, WindowReader
 from domains.dna.intervals import SPLITS, HeldOutRegions, Interval, Splitter
+from domains.dna.marks import MARK_NAMES
 from domains.dna.windows import Coverage, WindowTable, leak_report, n_fractions
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,10 @@ class GenomeCorpus:
 
     Attributes:
         regions: of each split.
+        mark_names: classes of positions that `marked` tells.
     """
+
+    mark_names = MARK_NAMES
 
     def __init__(
         self, reader: WindowReader, *, window_bases: int, splits: Splitter | None, max_n_fraction: float, on_leak: str
@@ -63,6 +68,13 @@ class GenomeCorpus:
             raise ValueError(f"there is no split {name!r}; there are: {', '.join(SPLITS)}")
         if (dataset := self._datasets.get(name)) is None:
             raise self._no_windows(name, self.regions[name])
+        return dataset
+
+    def marked(self, name: str) -> WindowSamples:
+        """The samples of a split, their records with `marks`: repeats, and neighbours of N (domains/dna/marks.py)."""
+        dataset = copy.copy(self.split(name))
+        dataset.reader = copy.copy(dataset.reader)
+        dataset.reader.marks = True
         return dataset
 
     def report(self) -> dict[str, int | float | str]:

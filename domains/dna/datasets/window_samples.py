@@ -14,6 +14,7 @@ import numpy as np
 from domains.dna.augment import random_shift, random_strand
 from domains.dna.fasta import Genome
 from domains.dna.intervals import Interval
+from domains.dna.marks import position_marks
 from domains.dna.tokenizer import BASE_IDS, DnaTokenizer, soft_mask
 from domains.dna.windows import WindowTable
 from seqmodels.data.record import IGNORE_INDEX, Record, SampleKey
@@ -34,6 +35,7 @@ class WindowReader:
         if soft_mask_weight is not None and not 0 <= soft_mask_weight <= 1:
             raise ValueError(f"soft_mask_weight={soft_mask_weight} must lie in 0..1, or be null for no weighting")
         self.genome, self.tokenizer, self.soft_mask_weight = genome, tokenizer or DnaTokenizer(), soft_mask_weight
+        self.marks = False  # whether records tell repeats and neighbours of N (`GenomeCorpus.marked`)
 
     def read(self, window: Interval, label: int | None = None) -> Record:
         """The record of one window; its id is `hg38.fa.gz:chr16:0-1024(+)`."""
@@ -46,7 +48,8 @@ class WindowReader:
         weights = None
         if self.soft_mask_weight is not None:
             weights = np.where(soft_mask(raw), np.float32(self.soft_mask_weight), np.float32(1))
-        return Record(where, ids, label, None if label is not None else base_targets(ids), weights)
+        marks = position_marks(raw, ids) if self.marks else None
+        return Record(where, ids, label, None if label is not None else base_targets(ids), weights, marks)
 
     def has_few_n(self, window: Interval, max_n_fraction: float) -> bool:
         """Whether at most this share of a window is read as N."""

@@ -89,3 +89,18 @@ def test_arguments_are_checked():
         markov_bits(ids, [], max_order=0)
     with pytest.raises(ValueError, match="do not fit 64 bits"):
         markov_bits([np.arange(256)], ids, max_order=8)
+
+
+def test_classes_of_positions_add_up_to_the_whole():
+    dice = np.random.default_rng(0)
+    train, held = [dice.integers(0, 4, 2000)], [dice.integers(0, 4, 300), dice.integers(0, 4, 200)]
+    odd = [np.arange(len(ids)) % 3 == 1 for ids in held]
+    marks = {"odd": odd, "even": [~part for part in odd], "none": [np.zeros(len(part), bool) for part in odd]}
+    plain = markov_bits(train, held, max_order=2)
+    for row, same in zip(markov_bits(train, held, max_order=2, marks=marks), plain, strict=True):
+        assert row.bits == same.bits, "the models are the same"
+        assert row.by_mark.keys() == {"odd", "even"}
+        share = sum(part.sum() for part in odd) / 500
+        assert share * row.by_mark["odd"] + (1 - share) * row.by_mark["even"] == pytest.approx(row.bits)
+    with pytest.raises(ValueError, match="one boolean for each symbol"):
+        markov_bits(train, held, max_order=0, marks={"short": odd[:1]})
