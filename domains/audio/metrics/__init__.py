@@ -1,9 +1,13 @@
-"""Numbers about sound: what a clip looks like (spectrograms.py), how good generated clips are (generation.py).
+"""Numbers about sound: what a clip looks like, and how good generated clips are.
 
-Published figures of generated speech (FID, IS, mIS, AM) are functions of a classifier's answers; `generation.py` has
-the standard definitions, and the published variants by name.
+| file | holds |
+|---|---|
+| `spectrograms.py` | spectrogram, log-mel spectrogram, what a quantiser loses |
+| `answers.py` | clips to a trained classifier's probabilities and features |
+| `generation.py` | FID, IS, modified IS, AM, accuracy, diversity of those; rejection by likelihood; intervals |
 """
 
+from domains.audio.metrics.answers import Answers, classifier_answers
 from domains.audio.metrics.generation import (
     Interval,
     Rejection,
@@ -21,6 +25,7 @@ from domains.audio.metrics.generation import (
 from domains.audio.metrics.spectrograms import Spectrogram, log_mel_spectrogram, quantiser_snr_db, spectrogram
 
 __all__ = [
+    "Answers",
     "Interval",
     "Rejection",
     "Spectrogram",
@@ -28,6 +33,7 @@ __all__ = [
     "am_score",
     "bootstrap",
     "class_diversity",
+    "classifier_answers",
     "feature_diversity",
     "frechet_distance",
     "halves",

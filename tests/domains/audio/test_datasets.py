@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -461,3 +462,15 @@ def test_a_length_warm_up_cuts_training_shorter(folder: Path):
     quiet = _corpus(folder, silence="drop", silence_dbfs=-1.0, split_by="file", crop="grid", min_segment_samples=1)
     with pytest.raises(ValueError, match="no training segment of 100 samples"):
         quiet.train_at(100)
+
+
+def test_a_full_disk_while_the_cache_is_made_is_said_and_leaves_nothing(folder: Path, tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")
+
+    def full(*_args, **_how):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_2_0", full)
+    with pytest.raises(OSError, match=r"cache_folder=.*No space left on device; it needs \d+ MiB for the whole corpus"):
+        _corpus(folder, cache_folder=cache)
+    assert not list(cache.iterdir())
