@@ -11,7 +11,11 @@ from torch import Tensor
 
 from seqmodels.data.record import Batch
 from seqmodels.heads.base import LossSums
+from seqmodels.layers.state import State
 from seqmodels.model import SequenceModel
+from seqmodels.training.truncated import pieces
+
+PIECE = 2**16  # symbols of a sample that are read at once: bounds the memory of logits, not the sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +107,19 @@ class _Tally:
         self.confusion_OO: Tensor | None = None
 
     def add(self, model: SequenceModel, batch: Batch) -> None:
-        logits, _ = model(batch.input_ids_BL, model.begin(batch.labels_B), lengths_B=batch.lengths_B)
+        """A batch; samples longer than `PIECE` symbols in pieces, where a model can carry its state on."""
+        self.sequences += len(batch.record_ids)
+        state = model.begin(batch.labels_B)
+        if model.head.objective != "next_token" or batch.input_ids_BL.shape[1] <= PIECE:
+            self._add(model, batch, state)
+            return
+        for piece in pieces(batch, PIECE):
+            state = self._add(model, piece, state)
+
+    def _add(self, model: SequenceModel, batch: Batch, state: State) -> State:
+        logits, state = model(batch.input_ids_BL, state, lengths_B=batch.lengths_B)
         sums = model.head.loss(logits, batch).detach()
         self.sums = sums if self.sums is None else self.sums + sums
-        self.sequences += len(batch.record_ids)
         if batch.marks_BL is not None and self.mark_names:
             self._add_marks(model, logits, batch, batch.marks_BL)
         if batch.labels_B is not None and model.head.objective == "classify":
@@ -114,6 +127,7 @@ class _Tally:
             cells_B = batch.labels_B * O + logits.argmax(dim=-1)
             counts_OO = torch.bincount(cells_B, minlength=O * O).reshape(O, O)
             self.confusion_OO = counts_OO if self.confusion_OO is None else self.confusion_OO + counts_OO
+        return state
 
     def _add_marks(self, model: SequenceModel, logits: Tensor, batch: Batch, marks_BL: Tensor) -> None:
         classes = {"all": torch.ones_like(marks_BL)}

@@ -112,6 +112,15 @@ def test_generation_is_of_the_class_and_finds_itself_as_likely_as_scoring_does(b
     assert not torch.equal(same.ids_BL[1:], out.ids_BL[1:])
 
 
+@pytest.mark.gpu
+def test_graphed_steps_on_a_gpu_are_those_of_the_cpu(backbone):
+    made, how = model(backbone), {"batch_size": 3, "class_ids": LABELS, "sampling": Sampling(seed=5)}
+    expected = generate(made, 40, start_id=0, **how)
+    actual = generate(made.cuda(), 40, start_id=0, **how)
+    assert torch.equal(actual.ids_BL.cpu(), expected.ids_BL)
+    torch.testing.assert_close(actual.log_likelihood_BL.cpu(), expected.log_likelihood_BL, rtol=1e-4, atol=1e-4)
+
+
 def test_what_does_not_fit_is_said(backbone, ids_BL):
     made = model(backbone)
     with pytest.raises(ValueError, match=r"told one of 3 classes .* say which class"):

@@ -154,6 +154,13 @@ def test_generation_finds_itself_as_likely_as_scoring_does(model):
     torch.testing.assert_close(piece.log_likelihood_Q, expected_BL[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.gpu
+def test_graphed_steps_on_a_gpu_find_themselves_as_likely_as_scoring_does(model):
+    out = generate(model.cuda(), 40, start_id=512, batch_size=3, sampling=Sampling(seed=1, top_p=0.95))
+    expected_BL, _ = token_log_likelihood(model, out.ids_BL, start_id=512)
+    torch.testing.assert_close(out.log_likelihood_BL, expected_BL, rtol=1e-3, atol=1e-3)
+
+
 def test_what_is_drawn_has_the_mixtures_distribution(model):
     out = generate(model, 1, start_id=512, batch_size=4000, sampling=Sampling(seed=2))
     hidden_BLD, _ = model.backbone(torch.tensor([[512]]))

@@ -20,6 +20,7 @@ from seqmodels.layers.mamba import Mamba
 from seqmodels.layers.mlp import MLP
 from seqmodels.model import SequenceModel, model_spec
 from seqmodels.training import TrainerSettings, train
+from seqmodels.training import evaluate as evaluate_module
 from seqmodels.training.checkpoint import find_checkpoint, read_weights
 from seqmodels.training.tiny import TinyCorpus, tiny_model, tiny_recipe
 from seqmodels.training.truncated import backward_in_pieces, pieces, target_weight
@@ -169,3 +170,16 @@ def test_what_it_does_not_go_with():
 def test_a_classifier_cannot_be_truncated(tmp_path):
     with pytest.raises(ValueError, match=r"trainer\.truncate needs a causal model that predicts next symbols"):
         train(TinyCorpus(2), tiny_model("classification"), recipe(truncate=5), run_dir=tmp_path / "run")
+
+
+def test_long_samples_are_evaluated_in_pieces_with_the_same_result(batch, monkeypatch):
+    made = model()
+    expected = evaluate_module.evaluate(made, [batch, batch])
+    seen, forward = [], made.forward
+    monkeypatch.setattr(evaluate_module, "PIECE", 5)
+    monkeypatch.setattr(made, "forward", lambda ids, *on, **how: seen.append(ids.shape[1]) or forward(ids, *on, **how))
+    found = evaluate_module.evaluate(made, [batch, batch])
+    assert seen == [5, 5, 5, 5, 3] * 2
+    assert found.sequences == expected.sequences == 6
+    torch.testing.assert_close(found.sums.loss_sum, expected.sums.loss_sum, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.sums.count, expected.sums.count)
