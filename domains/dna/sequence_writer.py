@@ -113,11 +113,5 @@ def _write_lines(file: IO[str], letters: str, column: int) -> int:
     first = letters[: FASTA_COLUMNS - column]
     rest = letters[len(first) :]
     lines = [first, *(rest[i : i + FASTA_COLUMNS] for i in range(0, len(rest), FASTA_COLUMNS))]
-    column += len(first)
-    if len(lines) > 1:
-        column = len(lines[-1])
-    text = "\n".join(lines)
-    if column == FASTA_COLUMNS:
-        text, column = f"{text}\n", 0
-    file.write(text)
-    return column
+    file.write("\n".join(lines))
+    return len(lines[-1]) if len(lines) > 1 else column + len(first)

@@ -80,6 +80,7 @@ def test_stepped_and_whole_sequence_likelihood_agree_over_16000_steps(kind):
 
 def test_prompt_and_continuation_are_one_pass(model, tmp_path, monkeypatch):
     monkeypatch.setitem(generate.__globals__, "PREFILL_CHUNK", 5)
+    monkeypatch.setattr(module, "CHUNK_LEN", 7)
     prompt = "abcdeabcdabcab"
     (sample,), _ = made(model, job(tmp_path, 1, 40), prompt)
     ids = TinyTokenizer().encode(prompt + lines(tmp_path / "out.txt")["generated_0"])
