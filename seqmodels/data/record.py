@@ -104,6 +104,7 @@ class Tokenizer(Protocol):
     A tokenizer with ids that make no sense in a generated sequence (padding, masks) also has `drawn_ids`, the ids that
     generation may draw; one for masked models has `mask_id`, which stands for a hidden symbol. One of symbols that
     pair across a double helix has `complement_ids`, the partner of each id.
+    One whose files can be written while their ids are made has `writer(path, lengths)`, see sequence_writer.py.
     """
 
     vocab_size: int
