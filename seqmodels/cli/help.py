@@ -14,8 +14,13 @@ EXAMPLES = {
         "seqmodels train experiment=species_vertebrates model_from=runs/<name>",
         "seqmodels train resume=runs/<name> trainer.max_steps=4000",
         "seqmodels train --multirun experiment=quickstart_dna optimizer.lr=0.001,0.004",
+        "seqmodels train experiment=masked_dna domain.dataset.fasta=my.fa",
+        "seqmodels train --multirun experiment=fine_tune_dna domain.dataset.path=my.csv seed=1,2,3",
     ),
-    "evaluate": ("seqmodels evaluate run=runs/<name> split=test",),
+    "evaluate": (
+        "seqmodels evaluate run=runs/<name> split=test",
+        "seqmodels evaluate runs='runs/probe-*'",
+    ),
     "generate": (
         "seqmodels generate run=runs/<dna run> length=1000 prompt=ACGTACGT",
         "seqmodels generate run=runs/<audio run> seconds=2 temperature=0.9 output=out.wav",

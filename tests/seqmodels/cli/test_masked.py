@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from seqmodels.training.checkpoint import find_checkpoint, read_weights
 
@@ -77,3 +78,29 @@ def test_rates_are_set_in_one_place(trained, run, tiny):
     code, _, err = run("train", *words)
     assert code == 1
     assert "head.masking.rate=1.5 must lie above 0" in err
+
+
+def test_fine_tuning_of_a_table_with_several_seeds(trained, run, tiny):
+    """From a run or from scratch by one word, early stop on accuracy, another validation set for each seed."""
+    rows = [f"{'ACGT' * 8},even\n{'AACC' * 8},odd\n" for _ in range(20)]
+    Path("table").mkdir()
+    halves = {"train": rows[:15], "test": rows[15:]}
+    for split, part in halves.items():
+        Path(f"table/{split}.csv").write_text("sequence,label\n" + "".join(part))
+    words = ["experiment=fine_tune_dna", "domain.dataset.path=table", "name=tuned", "trainer.val_every_steps=2"]
+    words += ["trainer.accelerator=cpu", "trainer.max_steps=40", "trainer.patience=2", "optimizer.lr=0.01"]
+    words += ["domain.dataset.on_leak=ignore"]
+    code, out, err = run("train", "--multirun", *words, f"model_from={trained}", "seed=1,2")
+    assert (code, err) == (0, ""), err
+    assert "of 2 seeds: " in out
+    configs = [yaml.safe_load(Path(f"runs/tuned-{number}/config.yaml").read_text()) for number in range(2)]
+    assert [config["domain"]["dataset"]["seed"] for config in configs] == [1, 2]
+    code, out, err = run("evaluate", "runs=runs/tuned-0,runs/tuned-1")
+    assert (code, err) == (0, ""), err
+    assert "accuracy             1.0000 ± 0.0000" in out
+    scratch = [word for word in words if not word.startswith("name=")]
+    small_words = [word for word in tiny if word.startswith(("backbone", "kernels"))]
+    code, out, err = run("train", *scratch, *small_words, "name=scratch")
+    assert (code, err) == (0, ""), err
+    assert "stopped     early after step" in out
+    assert "trainer.patience=null" in out
