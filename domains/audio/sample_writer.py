@@ -118,4 +118,5 @@ class AudioWriter:
 def bit_depth(tokenizer: SampleTokenizer) -> BitDepth:
     """16 where that tells every level from its neighbour, else 24: mu-law of 10 bits and more is finer near silence."""
     levels = tokenizer.decode(np.arange(tokenizer.vocab_size)).astype(np.float64)
-    return 16 if np.diff(levels).min() >= 1 / 32768 else 24
+    written = np.clip(np.rint(levels * 32768), -32768, 32767)
+    return 16 if np.diff(written).min() >= 1 else 24

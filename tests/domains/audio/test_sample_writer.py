@@ -55,6 +55,8 @@ def test_pieces_make_the_file_that_the_whole_makes(tmp_path, monkeypatch, suffix
         (MuLawTokenizer(sample_rate_hz=8000, bits=10), 24),
         (MuLawTokenizer(sample_rate_hz=8000, bits=12, convention="sashimi"), 24),
         (LinearTokenizer(sample_rate_hz=8000, bits=12), 16),
+        (LinearTokenizer(sample_rate_hz=8000, bits=16, convention="pcm"), 16),
+        (LinearTokenizer(sample_rate_hz=8000, bits=16), 24),  # its two loudest levels are one in 16 bits
     ],
 )
 def test_the_bit_depth_tells_all_levels_apart(tmp_path, tokenizer, expected):
