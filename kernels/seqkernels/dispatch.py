@@ -49,6 +49,24 @@ def constant(function: Function) -> Function:
 
 MOST_KEPT_CHOICES = 1024
 
+_preferred = "auto"
+
+
+@contextmanager
+def preferring(implementation: str) -> Iterator[None]:
+    """What "auto" means inside: for a whole run, without telling every layer.
+
+    Args:
+        implementation: a name that "auto" takes for every op that has it, raising where it cannot run; ops without it
+            take the best that can run. "auto" changes nothing.
+    """
+    global _preferred
+    before, _preferred = _preferred, implementation
+    try:
+        yield
+    finally:
+        _preferred = before
+
 
 def watched() -> bool:
     """Whether torch compiles, traces or records what is called now, so that shortcuts around it are not to be taken."""
@@ -160,6 +178,8 @@ class Registry:
         Raises:
             ValueError: the name is unknown, or that implementation cannot run on these tensors.
         """
+        if implementation == "auto" and _preferred in self.modules:
+            implementation = _preferred
         if watched():
             return self._choose(implementation, x, parameter, details)
         key = (implementation, x.shape, x.dtype, x.device, parameter.shape, parameter.dtype, *details.items())

@@ -108,6 +108,8 @@ def resume_run(run_dir: str, words: Sequence[str]) -> Any:
 
 def _train(config: Mapping[str, Any], run_dir: str | Path, saved: Mapping[str, Any] | None) -> Any:
     """Builds everything from plain data and trains; `saved` None resumes."""
+    from seqkernels.dispatch import preferring
+
     from seqmodels.instantiate import build
     from seqmodels.training import ModelSpec, Recipe, train
 
@@ -119,17 +121,18 @@ def _train(config: Mapping[str, Any], run_dir: str | Path, saved: Mapping[str, A
         seed=_seed(config["seed"]),
     )
     corpus = build(config["domain"]["dataset"])
-    return train(
-        corpus,
-        ModelSpec(config["backbone"], config["head"], config.get("condition")),  # runs before it existed lack the key
-        recipe,
-        run_dir=run_dir,
-        model_from=config["model_from"],
-        resume=saved is None,
-        callbacks=[build(spec) for spec in config["callbacks"].values() if spec],
-        loggers=[_logger(spec, run_dir) for spec in config["logger"].values() if spec],
-        config=saved,
-    )
+    with preferring((config.get("kernels") or {}).get("implementation", "auto")):
+        return train(
+            corpus,
+            ModelSpec(config["backbone"], config["head"], config.get("condition")),  # older runs lack the key
+            recipe,
+            run_dir=run_dir,
+            model_from=config["model_from"],
+            resume=saved is None,
+            callbacks=[build(spec) for spec in config["callbacks"].values() if spec],
+            loggers=[_logger(spec, run_dir) for spec in config["logger"].values() if spec],
+            config=saved,
+        )
 
 
 def _logger(spec: Mapping[str, Any], run_dir: str | Path) -> Any:

@@ -105,7 +105,7 @@ def test_every_key_is_explained_and_read_as_yaml_reads_it(name):
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("experiment", "kernels", "layer")]
+    ("group", "option"), [pair for pair in OPTIONS if pair[0] not in ("experiment", "layer")]
 )
 def test_help_lists_the_keys_that_hydra_composes(group, option):
     config = composed("train", f"{group}={option}")

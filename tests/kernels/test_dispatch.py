@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 from seqkernels import causal_conv1d, selective_scan
-from seqkernels.dispatch import Registry, ops, table
+from seqkernels.causal_conv1d.op import REGISTRY
+from seqkernels.dispatch import Registry, ops, preferring, table
 from seqkernels.spec import get
 
 X = torch.ones(1, 3, 4)
@@ -99,3 +100,17 @@ def test_planning_for_a_gpu_takes_its_implementations_on_any_machine():
         usual = SCAN.choose("auto", x_BLE, a_EN, packed=False, groups=1)
     assert planned.__module__ == "seqkernels.selective_scan.cuda"
     assert usual.__module__ == "seqkernels.selective_scan.cpu"
+
+
+def test_a_preference_is_what_auto_means_while_it_lasts():
+    x, weight = torch.randn(2, 5, 8), torch.randn(8, 4)
+    before = REGISTRY.choose("auto", x, weight, packed=False)
+    with preferring("reference"):
+        preferred = REGISTRY.choose("auto", x, weight, packed=False)
+        assert REGISTRY.choose("cpu", x, weight, packed=False) is before, "a name is a name"
+    with preferring("cuda"):  # an implementation of other ops
+        assert REGISTRY.choose("auto", x, weight, packed=False) is before
+    with preferring("triton"), pytest.raises(ValueError, match="cannot run here"):
+        REGISTRY.choose("auto", x, weight, packed=False)
+    assert preferred is not before
+    assert REGISTRY.choose("auto", x, weight, packed=False) is before

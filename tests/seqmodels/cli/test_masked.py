@@ -24,7 +24,7 @@ SMALL = [
 
 
 def small(tiny: list[str]) -> list[str]:
-    return [*SMALL, *(word for word in tiny if not word.startswith(("backbone", "kernels")))]
+    return [*SMALL, *(word for word in tiny if not word.startswith("backbone"))]
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -47,7 +47,7 @@ def test_pretrain_evaluate_and_probe(trained, run, tiny, kind):
     assert "order 0" in out
 
     head = "classification" if kind == "ph" else "rc_classification"
-    not_of_this = ("backbone", "kernels", "domain.dataset.windows", "domain.dataset.eval")
+    not_of_this = ("backbone", "domain.dataset.windows", "domain.dataset.eval")
     other = [word for word in tiny if not word.startswith(not_of_this)]
     probe = ["experiment=species_vertebrates", f"head={head}", *other, "trainer.freeze=backbone", "name=probe"]
     code, out, err = run("train", *probe, "model_from=runs/masked", "domain.dataset.eval_windows_per_species=2")
@@ -61,7 +61,7 @@ def test_pretrain_evaluate_and_probe(trained, run, tiny, kind):
 
 
 def test_wrong_heads_say_which_is_right(run, tiny):
-    words = [word for word in tiny if not word.startswith(("backbone", "kernels"))]
+    words = [word for word in tiny if not word.startswith("backbone")]
     code, _, err = run("train", "backbone=caduceus_ps_470k", "head=masked_token", *words)
     assert code == 1
     assert "head=rc_masked_token" in err
