@@ -41,3 +41,16 @@ def _loggers_as_they_were() -> Iterator[None]:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """For what a compiler traces: the run-time check of shapes is Python that it cannot follow."""
+    from jaxtyping import config
+
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        config.update("jaxtyping_disable", before)

@@ -53,7 +53,7 @@ class Backbone(nn.Module, ABC):
 
 def add_condition(
     x_BLD: Float[Tensor, "B L D"],
-    condition_BD: Float[Tensor, "B D"] | None,
+    condition_BD: Float[Tensor, "S D"] | None,
     cu_seqlens: Int[Tensor, " nseq_plus_1"] | None,
 ) -> Float[Tensor, "B L D"]:
     """Adds a vector of each sequence to all of its positions; packed sequences have one row of `condition_BD` each."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 from seqmodels.layers.base import LayerFactory
 
@@ -25,7 +26,7 @@ LETTERS: dict[str, str] = {
 }
 
 
-def factories(pattern: str, palette: Mapping[str, LayerFactory]) -> list[LayerFactory]:
+def factories(pattern: str, palette: Mapping[str, Any]) -> list[Any]:
     """The layer factories of a pattern, first block first.
 
     Args:

@@ -131,7 +131,7 @@ class Stack(Backbone):
         state: State = None,
         *,
         cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
-        condition_BD: Float[Tensor, "B D"] | None = None,
+        condition_BD: Float[Tensor, "S D"] | None = None,
     ) -> tuple[Float[Tensor, "B L D"], tuple[State, ...]]:
         """See `Backbone.forward`; the state is one entry a layer, first to last.
 

@@ -152,7 +152,7 @@ class UNet(Backbone):
         state: UNetState | None = None,
         *,
         cu_seqlens: Int[Tensor, " nseq_plus_1"] | None = None,
-        condition_BD: Float[Tensor, "B D"] | None = None,
+        condition_BD: Float[Tensor, "S D"] | None = None,
     ) -> tuple[Float[Tensor, "B L D"], UNetState]:
         """See `Backbone.forward`. `condition_BD`, one row a sequence, is added to the embedding of every position."""
         x_BLD = add_condition(self.embedding(ids_BL), condition_BD, cu_seqlens)

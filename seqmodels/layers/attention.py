@@ -170,7 +170,7 @@ class Attention(SequenceLayer):
         return y_BLE, state
 
     def _one_by_one(
-        self, pieces: list[Float[Tensor, "1 L E"]], past: Cache | None, join_dim: int
+        self, pieces: list[Tensor], past: Cache | None, join_dim: int
     ) -> tuple[Float[Tensor, "B L E"], State]:
         """Rows of unequal length: packed sequences, and batches whose pasts differ in length."""
         pasts = [None] * len(pieces) if past is None else past.rows()
@@ -178,7 +178,7 @@ class Attention(SequenceLayer):
         return torch.cat([y for y, _ in pairs], dim=join_dim), concat_states([state for _, state in pairs])
 
     def _attend(
-        self, qkv_BLE: Float[Tensor, "B L E"], past: KVCache | WindowCache | None
+        self, qkv_BLE: Float[Tensor, "B L QKV"], past: KVCache | WindowCache | None
     ) -> tuple[Float[Tensor, "B L E"], State]:
         """Rows that all have read equally many positions (or, with a window, whose masks say how many)."""
         L = qkv_BLE.shape[1]
@@ -216,18 +216,12 @@ class Attention(SequenceLayer):
         B, L = k.shape[:2]
         kept = self.window - 1
 
-        def last(old: Tensor | None, new: Tensor) -> Tensor:
-            if kept <= L:
-                return new[:, L - kept :].clone()
-            old = new.new_zeros(B, kept, *new.shape[2:]) if old is None else old.to(new.dtype)
-            return torch.cat([old[:, L:], new], dim=1)
-
         if past is None:
-            return WindowCache(last(None, k), last(None, v), torch.full((B,), L, device=k.device))
-        return WindowCache(last(past.k_BTGP, k), last(past.v_BTGP, v), past.seen_B + L)
+            return WindowCache(_last(kept, None, k), _last(kept, None, v), torch.full((B,), L, device=k.device))
+        return WindowCache(_last(kept, past.k_BTGP, k), _last(kept, past.v_BTGP, v), past.seen_B + L)
 
     def _step_in_place(
-        self, qkv_B1E: Float[Tensor, "B 1 E"], past: PaddedKVCache
+        self, qkv_B1E: Float[Tensor, "B 1 QKV"], past: PaddedKVCache
     ) -> tuple[Float[Tensor, "B 1 E"], PaddedKVCache]:
         """One position written into the cache's room, without asking the GPU how much there is."""
         q, k, v = self._heads(qkv_B1E, past.length_B[:, None])
@@ -375,3 +369,12 @@ def _heads(d_model: int, n_heads: int, n_kv_heads: int | None, head_dim: int | N
         head_dim = d_model // n_heads
     require_positive(head_dim=head_dim)
     return n_heads, n_kv_heads, head_dim
+
+
+def _last(kept: int, old: Tensor | None, new: Tensor) -> Tensor:
+    """The last `kept` positions of old and new together, zeros where there are none."""
+    B, L = new.shape[:2]
+    if kept <= L:
+        return new[:, L - kept :].clone()
+    old = new.new_zeros(B, kept, *new.shape[2:]) if old is None else old.to(new.dtype)
+    return torch.cat([old[:, L:], new], dim=1)

@@ -264,7 +264,7 @@ def _modes(state_BEN: Tensor, is_complex: bool) -> Complex[Tensor, "B E N"]:
 
 def _responses(
     system: DiagonalSystem, powers: _Powers, start_EBN: Complex[Tensor, "E B N"]
-) -> Float[Tensor, "E B M*Q"]:
+) -> Float[Tensor, "E B K"]:
     """gain Re(sum_n c_n abar_n^k start_n) for k = 0, 1, ..., float64."""
     rows_EBMN = (system.c_EN[:, None] * start_EBN)[:, :, None] * powers.large_EMN[:, None]
     # Re(w v) = Re(w) Re(v) - Im(w) Im(v): a real matrix product, with w conjugated

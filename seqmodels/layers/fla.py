@@ -129,7 +129,7 @@ class FlaLayer(SequenceLayer):
         return self._one_by_one([x_BLD[:, first:last] for first, last in spans], state, join_dim=1)
 
     def _one_by_one(
-        self, pieces: list[Float[Tensor, "1 L D"]], state: FlaState | None, join_dim: int
+        self, pieces: list[Tensor], state: FlaState | None, join_dim: int
     ) -> tuple[Float[Tensor, "B L D"], State]:
         pasts = [None if state is None else select_state(state, [row]) for row in range(len(pieces))]
         pairs = [self._run(piece, past, None) for piece, past in zip(pieces, pasts)]

@@ -209,7 +209,7 @@ class Hyena(SequenceLayer):
 
     def _convolve_rows(
         self, u_BLD: Float[Tensor, "B L D"], past_BTD: Float[Tensor, "B T D"] | None
-    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B T D"]]:
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B kept D"]]:
         L = u_BLD.shape[1]
         all_BTD = u_BLD if past_BTD is None else torch.cat([past_BTD, u_BLD], dim=1)
         h_KD = self.filter_fn(min(all_BTD.shape[1], self.max_len))

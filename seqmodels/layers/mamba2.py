@@ -25,6 +25,7 @@ Parameter names and shapes are the published ones, so released weights load unch
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ class Mamba2(SequenceLayer):
         expand: int = 2,
         headdim: int = 64,
         ngroups: int = 1,
-        A_init_range: tuple[float, float] = (1.0, 16.0),
+        A_init_range: Sequence[float | int] = (1.0, 16.0),
         dt_min: float = 1e-3,
         dt_max: float = 0.1,
         dt_init_floor: float = 1e-4,
@@ -125,7 +126,7 @@ class Mamba2(SequenceLayer):
         self.d_model, self.d_state, self.d_inner, self.headdim = d_model, d_state, expand * d_model, headdim
         self.nheads, self.ngroups = self.d_inner // headdim, ngroups
         self._check_sizes(d_conv)
-        self.A_init_range = _checked_range("A_init_range", *A_init_range)
+        self.A_init_range = _checked_range("A_init_range", *map(float, A_init_range))
         self.dt_range = _checked_range("dt_min, dt_max", dt_min, dt_max)
         self.dt_init_floor, self.implementation = dt_init_floor, implementation
         around = "reference" if implementation == "reference" else "auto"  # the other ops have other names

@@ -57,7 +57,7 @@ class MLP(SequenceLayer):
         d_model: int,
         *,
         hidden: int | None = None,
-        ratio: float | None = None,
+        ratio: float | int | None = None,
         multiple_of: int = 1,
         activation: str = "gelu",
         bias: bool = False,

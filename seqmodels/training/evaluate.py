@@ -44,7 +44,7 @@ class Evaluation:
             metrics["macro_recall"] = float(recall_O[per_class_O > 0].mean())
         return metrics
 
-    def metrics_by_mark(self, unit: str) -> dict[str, dict[str, float]]:
+    def metrics_by_mark(self, unit: str) -> dict[str, dict[str, float | int]]:
         """For each class of positions its number of targets, loss (nats), bits_per_<unit> and accuracy."""
         return {name: {"targets": int(sums.count), **_named(sums, unit)} for name, sums in self.by_mark.items()}
 

@@ -266,6 +266,7 @@ def test_states_that_do_not_fit_are_refused():
         layer(x_BLD, cu_seqlens=torch.tensor([0, 4]))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_compiles_into_one_graph():
     layer, x_BLD = make("window grouped"), torch.randn(2, 20, 16)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

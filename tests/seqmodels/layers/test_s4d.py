@@ -321,6 +321,7 @@ def test_fft_size(length):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's tracer does it
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_traces_without_graph_breaks():
     torch.manual_seed(0)
     layer, x_BLD = S4D(4, d_state=4), torch.randn(2, 20, 4)

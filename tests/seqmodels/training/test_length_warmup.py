@@ -114,6 +114,7 @@ def test_a_warmup_longer_than_the_run_is_said(tmp_path, caplog):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch asks for it while tracing
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_stages_do_not_compile_again():
     """Symbolic batch and length: one graph for all stages with several rows, and one more for a single row."""
     from seqmodels.instantiate import build
