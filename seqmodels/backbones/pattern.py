@@ -10,8 +10,6 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from seqmodels.layers.base import LayerFactory
-
 LETTERS: dict[str, str] = {
     "M": "mamba2",
     "m": "mamba",
@@ -31,7 +29,7 @@ def factories(pattern: str, palette: Mapping[str, Any]) -> list[Any]:
 
     Args:
         pattern: one letter a block.
-        palette: letter, or the word that `LETTERS` has for it, -> factory. What the pattern does not use is left
+        palette: letter, or the word that `LETTERS` has for it, -> factory (or its spec). What is not used is left
             unused, so that one override changes the pattern alone.
 
     Raises:
@@ -52,9 +50,9 @@ def factories(pattern: str, palette: Mapping[str, Any]) -> list[Any]:
     return [known[letter] for letter in pattern]
 
 
-def _by_letter(palette: Mapping[str, LayerFactory]) -> dict[str, LayerFactory]:
+def _by_letter(palette: Mapping[str, Any]) -> dict[str, Any]:
     words = {word: letter for letter, word in LETTERS.items()}
-    known: dict[str, LayerFactory] = {}
+    known: dict[str, Any] = {}
     for name, factory in palette.items():
         letter = words.get(name, name)
         if len(letter) != 1:
