@@ -186,7 +186,9 @@ def test_stopped_while_it_is_made(sound, how):
     """Nothing under the final name; what was made stays: closed after SIGTERM and Ctrl-C, as it was after a kill."""
     words = ["generate", sound, "num_samples=2", "batch_size=1", "length=3000", "output=made/x.wav", "figure=false"]
     code = (  # slow while the second is made, so that it is surely not finished
-        "import sys, time\nimport seqmodels.inference.samples as samples\nsamples.CHUNK_LEN = 50\n"
+        # Ctrl-C reaches it even where the tests run as a shell's background job, which ignores it
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import seqmodels.inference.samples as samples\nsamples.CHUNK_LEN = 50\n"
         "from domains.audio.sample_writer import AudioWriter\nappend = AudioWriter.append\n"
         "def slow(self, row, ids):\n    time.sleep(0.1 * row)\n    append(self, row, ids)\n"
         "AudioWriter.append = slow\n"
