@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt
 
 from domains.audio.augment import WaveformAugment
-from domains.audio.datasets.segments import Clips, Cropping, Segments, SegmentTable, level_dbfs
+from domains.audio.datasets.segments import Clips, Cropping, Segments, SegmentTable, filled, level_dbfs
 from domains.audio.manifest import SPLITS, Clip, Listing, list_clips
 from domains.audio.splits import Part, assign_splits, duplicates_across_splits
 from domains.audio.store import SampleStore
@@ -58,7 +59,10 @@ class Cutting:
         segment_seconds: length of a segment, rounded to whole samples (and said so in the report).
         segment_samples: exact length of a segment in samples; where given it replaces `segment_seconds`.
         min_segment_samples: shorter segments are dropped and counted, 1 up to the segment's length.
-        crop: training segments: "random" starts, or the "grid".
+        crop: training segments: "random" starts, or the "grid". "start" takes one segment a clip, its beginning, in
+            every split: for clips that are one word or one note each. What lies behind it is dropped and counted.
+        fill: segments shorter than the full length end in digital silence up to it: of "none", of "train", or of
+            "all" splits. With "train", held-out clips are judged on their own samples alone.
         silence: "keep", or "drop" segments below `silence_dbfs`.
         silence_dbfs: RMS level in dB below full scale under which a segment counts as silent.
         augment: changes training waveforms, or None.
@@ -71,9 +75,11 @@ class Cutting:
     silence: str = "keep"
     silence_dbfs: float = -60.0
     augment: WaveformAugment | None = None
+    fill: str = "none"
 
     def __post_init__(self) -> None:
-        _one_of("crop", self.crop, ("random", "grid"))
+        _one_of("crop", self.crop, ("random", "grid", "start"))
+        _one_of("fill", self.fill, ("none", "train", "all"))
         _one_of("silence", self.silence, ("keep", "drop"))
 
     def at(self, rate_hz: int) -> tuple[Cutting, dict[str, str]]:
@@ -211,6 +217,17 @@ class AudioCorpus:
             if part.split == split and high > low:
                 yield self.tokenizer.encode(self._clips.read(part.clip, low, high))
 
+    def ids_of(self, samples: Float[np.ndarray, " L"]) -> UInt[np.ndarray, " M"]:
+        """Ids of a sound from elsewhere, as if it were a held-out clip: its first segment, filled as theirs are.
+
+        Args:
+            samples: in [-1, 1], at the tokenizer's rate, at least one.
+        """
+        beginning = samples[: self.segment_samples]
+        return self.tokenizer.encode(
+            filled(beginning, self.segment_samples) if self._cutting.fill == "all" else beginning
+        )
+
     # ------------------------------------------------------------------------------------------------ files and clips
 
     def _open(self, listing: Listing, storage: Storage, on_bad_file: str) -> Clips:
@@ -243,6 +260,7 @@ class AudioCorpus:
         return Cropping(
             length,
             random=training and cutting.crop == "random",
+            fill=cutting.fill == "all" or (training and cutting.fill == "train"),
             silence_dbfs=cutting.silence_dbfs if cutting.silence == "drop" else None,
             augment=cutting.augment if training else None,
             seed=self._seed,
@@ -254,6 +272,9 @@ class AudioCorpus:
         tables = {split: self._long_enough(t, self._cutting.min_segment_samples) for split, t in laid_out.items()}
         dropped = sum(len(laid_out[split].clip_M) - len(tables[split].clip_M) for split in SPLITS)
         self._account.add(dropped_short_segments=dropped)
+        if self._cutting.crop == "start":
+            behind = sum(int((t.high_M - t.stop_M).sum()) for t in laid_out.values())
+            self._account.add(dropped_seconds_behind_the_start=round(behind / self.tokenizer.sample_rate_hz, 3))
         return self._without_silence(tables)
 
     def _laid_out(self, length: int) -> dict[str, SegmentTable]:
@@ -261,6 +282,7 @@ class AudioCorpus:
         for part in self._parts:
             low, high = self._stretch(part)
             starts = np.arange(low, high, length, dtype=np.int64)
+            starts = starts[:1] if self._cutting.crop == "start" else starts
             stops = np.minimum(starts + length, high)
             same = np.ones_like(starts)
             rows[part.split].append(np.stack([same * part.clip, starts, stops, same * low, same * high]))

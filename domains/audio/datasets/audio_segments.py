@@ -32,7 +32,9 @@ class AudioSegments(AudioCorpus):
         label: "auto", "folder", None or a regular expression on file names; see `list_clips`.
         speaker: "folder", None or a regular expression on file names.
         classes: keep clips with these labels alone, e.g. the ten digits of Speech Commands; None keeps all.
-        crop: training segments: "random" starts, or the "grid".
+        crop: training segments: "random" starts, or the "grid". "start" takes the beginning of every clip, in every
+            split, and drops the rest.
+        fill: segments shorter than the full length end in digital silence up to it: "none", those of "train", or "all".
         silence: "keep", or "drop" segments below `silence_dbfs`: on the grid they are left out, random crops are drawn
             again (up to 8 times).
         silence_dbfs: RMS level in dB below full scale under which a segment counts as silent.
@@ -54,13 +56,13 @@ class AudioSegments(AudioCorpus):
         manifest: str | os.PathLike[str] | None = None, segment_seconds: float = 1.0,
         segment_samples: int | None = None, min_segment_samples: int = 1, split_by: str = "auto",
         valid_fraction: float | None = None, test_fraction: float | None = None, label: str | None = "auto",
-        speaker: str | None = None, classes: Sequence[str] | None = None, crop: str = "random", silence: str = "keep",
-        silence_dbfs: float = -60.0, augment: WaveformAugment | None = None, memory_mib: int = 256,
+        speaker: str | None = None, classes: Sequence[str] | None = None, crop: str = "random", fill: str = "none",
+        silence: str = "keep", silence_dbfs: float = -60.0, augment: WaveformAugment | None = None, memory_mib: int = 256,
         cache_folder: str | os.PathLike[str] | None = None, raw_format: RawFormat | Mapping[str, Any] | None = None,
         on_bad_file: str = "raise", seed: int = 0,
     ) -> None:  # fmt: skip
         cutting = Cutting(
-            segment_seconds, segment_samples, min_segment_samples, crop, silence, silence_dbfs, augment
+            segment_seconds, segment_samples, min_segment_samples, crop, silence, silence_dbfs, augment, fill
         )  # first: its mistakes are seen before a folder is searched through
         super().__init__(
             Source(folder, manifest, label, speaker, classes, raw_format, on_bad_file),

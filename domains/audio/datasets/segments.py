@@ -40,6 +40,7 @@ class Cropping:
     Attributes:
         segment_samples: the longest a segment may be.
         random: draw starts anew each epoch; else the grid.
+        fill: shorter segments end in digital silence, up to the full length.
         silence_dbfs: random crops with a lower RMS are drawn again, in dB below full scale; None takes any.
         augment: changes the waveform, or None.
         seed: of every draw.
@@ -47,6 +48,7 @@ class Cropping:
 
     segment_samples: int
     random: bool = False
+    fill: bool = False
     silence_dbfs: float | None = None
     augment: WaveformAugment | None = None
     seed: int = 0
@@ -83,7 +85,7 @@ class Segments:
         return len(self.table.clip_M)
 
     def __getitem__(self, key: SampleKey | int) -> Record:
-        """The record of a sample; its id is `name:start-stop` in samples at the tokenizer's rate."""
+        """The record of a sample; its id is `name:start-stop` in samples at the tokenizer's rate, filling included."""
         clip, start, samples = self._samples(key)
         name = f"{self.clips.names[clip]}:{start}-{start + len(samples)}"
         labels = self.clips.labels
@@ -105,7 +107,7 @@ class Segments:
             samples = self.clips.read(clip, start, stop)
         if self.cropping.augment is not None:
             samples = self.cropping.augment(samples, rng)
-        return clip, start, samples
+        return clip, start, filled(samples, self.cropping.segment_samples) if self.cropping.fill else samples
 
     def _draw(self, clip: int, low: int, high: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
         length = min(self.cropping.segment_samples, high - low)
@@ -116,6 +118,11 @@ class Segments:
             if self.cropping.silence_dbfs is None or level_dbfs(samples) >= self.cropping.silence_dbfs:
                 break
         return start, samples
+
+
+def filled(samples: Float[np.ndarray, " L"], length: int) -> Float[np.ndarray, " M"]:
+    """The samples with digital silence behind them, `length` in all; as they are where they are as many or more."""
+    return np.pad(samples, (0, max(0, length - len(samples))))
 
 
 def level_dbfs(samples: Float[np.ndarray, " L"]) -> float:

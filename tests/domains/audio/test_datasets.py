@@ -474,3 +474,30 @@ def test_a_full_disk_while_the_cache_is_made_is_said_and_leaves_nothing(folder: 
     with pytest.raises(OSError, match=r"cache_folder=.*No space left on device; it needs \d+ MiB for the whole corpus"):
         _corpus(folder, cache_folder=cache)
     assert not list(cache.iterdir())
+
+
+def test_the_beginning_of_every_clip_and_silence_behind_short_ones(folder: Path):
+    """crop=start: one segment a clip in every split; fill: a known number of start ids behind the clip's own."""
+    own = _all_records(_corpus(folder, segment_samples=1500, crop="start"))
+    assert sum(map(len, own.values())) == 10
+    lengths = sorted(len(record.ids) for records in own.values() for record in records)
+    assert lengths == [1000, 1100, 1200, 1300, 1400, 1500, 1500, 1500, 1500, 1500]
+    assert _corpus(folder, segment_samples=1500, crop="start").report()["dropped_seconds_behind_the_start"] == 0.125
+    for fill, splits in {"train": {"train"}, "all": {"train", "valid", "test"}}.items():
+        made = _all_records(_corpus(folder, segment_samples=1500, crop="start", fill=fill))
+        for split in own:
+            for record, bare in zip(made[split], own[split], strict=True):
+                length = len(bare.ids)
+                np.testing.assert_array_equal(record.ids[:length], bare.ids)
+                assert len(record.ids) == (1500 if split in splits else length)
+                assert (record.ids[length:] == TOKENIZER.start_id).all()
+    with pytest.raises(ValueError, match="fill='test'"):
+        _corpus(folder, fill="test")
+
+
+@pytest.mark.parametrize("fill", ["none", "all"])
+def test_a_sound_from_elsewhere_is_read_as_a_held_out_clip(folder: Path, fill: str):
+    corpus = _corpus(folder, segment_samples=1500, crop="start", fill=fill)
+    for index in range(len(split := corpus.split("test"))):
+        name = split[index].id.split(":")[0]
+        assert np.array_equal(corpus.ids_of(read_samples(folder / name, sample_rate_hz=8000)), split[index].ids)
