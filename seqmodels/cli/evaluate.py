@@ -124,16 +124,16 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         )
     if corpus.tokenizer.spec() != loaded.tokenizer.spec():
         raise ValueError(f"the data's ids {corpus.tokenizer.spec()} are not the model's {loaded.tokenizer.spec()}")
-    objective = loaded.model.head.objective
+    model = _asked(loaded, conjoin=config["conjoin"], by_likelihood=config["by_likelihood"])
+    objective = model.head.objective
     marked = isinstance(corpus, MarkedCorpus) and objective != "classify"
     samples = corpus.marked(config["split"]) if marked else corpus.split(config["split"])
-    split = hidden_by(loaded.model.head.masking, samples, loaded.tokenizer)
+    split = hidden_by(model.head.masking, samples, loaded.tokenizer)
     settings = build(config["data"])
     batches = evaluation_batches(
         split, collate_for(objective, loaded.tokenizer), settings, max_batches=config["max_batches"]
     )
-    model = _conjoined(loaded) if config["conjoin"] else loaded.model
-    mask_id = getattr(loaded.tokenizer, "mask_id", None) if loaded.model.head.masking else None
+    mask_id = getattr(loaded.tokenizer, "mask_id", None) if model.head.masking else None
     witness = Witness(corpus.mark_names if marked else (), mask_id)
     seen = witness.watch(batches) if marked else batches
     with bar("evaluating", len(split), "sequence") as move:
@@ -145,12 +145,13 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         "split": config["split"],
         "dataset": dataset_spec,
         "conjoined": config["conjoin"],
+        "by_likelihood": config["by_likelihood"],
         "sequences": result.sequences,
         "skipped": len(batches.skipped),
-        "metrics": result.metrics(loaded.model.head.counted(loaded.tokenizer.unit)),
+        "metrics": result.metrics(model.head.counted(loaded.tokenizer.unit)),
     }
     if marked:
-        report["by_class"] = result.metrics_by_mark(loaded.model.head.counted(loaded.tokenizer.unit))
+        report["by_class"] = result.metrics_by_mark(model.head.counted(loaded.tokenizer.unit))
         if config["markov_order"] is not None:
             # of what the model learnt from, whatever it is judged on
             trained_on = build(absolute_paths(saved["domain"]["dataset"])) if data_words else corpus
@@ -161,15 +162,20 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     return report
 
 
-def _conjoined(loaded: LoadedModel) -> SequenceModel:
-    """The mean over both strands, if the tokenizer knows what pairs with what."""
+def _asked(loaded: LoadedModel, *, conjoin: bool, by_likelihood: bool) -> SequenceModel:
+    """The model as it is, or the mean over both strands, or classes by likelihood, or both."""
+    from seqmodels.inference.by_likelihood import ByLikelihood
     from seqmodels.inference.conjoin import Conjoined
 
-    pairs = getattr(loaded.tokenizer, "complement_ids", None)
-    if pairs is None:
-        kind = type(loaded.tokenizer).__name__
+    tokenizer = loaded.tokenizer
+    pairs = getattr(tokenizer, "complement_ids", None) if conjoin else None
+    if conjoin and pairs is None:
+        kind = type(tokenizer).__name__
         raise ValueError(f"conjoin=true: {kind} knows no complement; only DNA has two strands")
-    return Conjoined(loaded.model, pairs)
+    if by_likelihood:
+        counted = getattr(tokenizer, "drawn_ids", None)  # bases, and neither N nor special tokens
+        return ByLikelihood(loaded.model, start_id=tokenizer.start_id, counted_ids=counted, complement_ids=pairs)
+    return loaded.model if pairs is None else Conjoined(loaded.model, pairs)
 
 
 def _run_folder(run: str) -> Path:

@@ -51,15 +51,24 @@ class ClassificationHead(Head):
         Raises:
             ValueError: the batch has no labels.
         """
-        if batch.labels_B is None:
-            raise ValueError(
-                f"a classification head needs labels_B, which this batch lacks (records {batch.record_ids[:3]}); "
-                "use a labeled data set, or a next-token head"
-            )
-        logits_BO = logits.float()
-        loss_sum = F.cross_entropy(logits_BO, batch.labels_B, reduction="sum")
-        correct = (logits_BO.detach().argmax(dim=-1) == batch.labels_B).float().sum()
-        return LossSums(loss_sum, torch.full_like(correct, len(batch.labels_B)), {"accuracy": correct})
+        return label_loss(logits, batch)
+
+
+def label_loss(logits_BO: Float[Tensor, "B O"], batch: Batch) -> LossSums:
+    """Cross-entropy of logits against labels_B, in nats and fp32, and how many are right.
+
+    Raises:
+        ValueError: the batch has no labels.
+    """
+    if batch.labels_B is None:
+        raise ValueError(
+            f"a classification head needs labels_B, which this batch lacks (records {batch.record_ids[:3]}); "
+            "use a labeled data set, or a next-token head"
+        )
+    logits_BO = logits_BO.float()
+    loss_sum = F.cross_entropy(logits_BO, batch.labels_B, reduction="sum")
+    correct = (logits_BO.detach().argmax(dim=-1) == batch.labels_B).float().sum()
+    return LossSums(loss_sum, torch.full_like(correct, len(batch.labels_B)), {"accuracy": correct})
 
 
 def pool(

@@ -86,9 +86,8 @@ class LabelledSequences:
         ids, where = self.ids[self.starts[index] : self.starts[index + 1]], self.where[index]
         if self.strand_seed is not None and np.random.default_rng([self.strand_seed, epoch, index]).random() < 0.5:
             ids, where = reverse_complement_ids(ids), f"{where} (-)"
-        if self.labels is None:
-            return Record(where, ids, None, base_targets(ids))
-        return Record(where, ids, int(self.labels[index]))
+        label = None if self.labels is None else int(self.labels[index])
+        return Record(where, ids, label, base_targets(ids))
 
 
 class SequenceCorpus:

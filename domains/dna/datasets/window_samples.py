@@ -49,7 +49,7 @@ class WindowReader:
         if self.soft_mask_weight is not None:
             weights = np.where(soft_mask(raw), np.float32(self.soft_mask_weight), np.float32(1))
         marks = position_marks(raw, ids) if self.marks else None
-        return Record(where, ids, label, None if label is not None else base_targets(ids), weights, marks)
+        return Record(where, ids, label, base_targets(ids), weights, marks)
 
     def has_few_n(self, window: Interval, max_n_fraction: float) -> bool:
         """Whether at most this share of a window is read as N."""
