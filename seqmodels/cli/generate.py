@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from seqmodels.model import SequenceModel
 
 DEFAULT_LENGTH = 1000
+EVERY_CLASS = "all"
 MOST_PATHS_SHOWN = 20
 MOST_PROMPT_SHOWN = 60
 
@@ -52,12 +53,15 @@ def generate_run(config: Mapping[str, Any]) -> list[str]:
 
     _require_numbers(config, "length", "seconds", "top_k", "top_p", "batch_size")
     loaded = load(config["run"], config["device"], which=config["checkpoint"], objective="next_token")
-    tokenizer, class_id = loaded.tokenizer, _class_id(config["class_name"], loaded)
+    tokenizer, class_ids = loaded.tokenizer, _class_ids(config["class_name"], loaded)
     prompt_ids = None if config["prompt"] is None else tokenizer.read_prompt(str(config["prompt"]))
     _say_if_longer_than_trained(prompt_ids, loaded)
     job = _job(config, loaded, prompt_ids)
     model, begin = _in_precision(loaded.model, config["precision"]), time.perf_counter()
-    prefix = read_prefix(model, start_id=tokenizer.start_id, prompt_ids=prompt_ids, class_ids=class_id)
+    prefix = read_prefix(
+        model, start_id=tokenizer.start_id, prompt_ids=prompt_ids, class_ids=class_ids,
+        batch_size=len(class_ids or [0]),
+    )  # fmt: skip
     with bar("generating", job.num_tokens * job.num_samples, tokenizer.unit) as move:
         samples, written = make_samples(
             model, tokenizer, prefix, job, on_symbols=move, picture=bool(config["figure"])
@@ -97,6 +101,7 @@ def _job(config: Mapping[str, Any], loaded: LoadedModel, prompt_ids: np.ndarray 
         sort_by=config["sort_by"],
         rows_at_a_time=config["batch_size"],
         facts=facts,
+        class_names=[loaded.class_names[i] for i in _class_ids(config["class_name"], loaded) or []],
     )
 
 
@@ -152,8 +157,8 @@ def _stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _class_id(name: Any, loaded: LoadedModel) -> int | None:
-    """The number of the class to make; None for a model that is told no class.
+def _class_ids(name: Any, loaded: LoadedModel) -> list[int] | None:
+    """The numbers of the classes to make, which take turns; None for a model that is told no class.
 
     Raises:
         ValueError: the model is told classes and none is named, or the other way round, or it knows no such class.
@@ -165,9 +170,12 @@ def _class_id(name: Any, loaded: LoadedModel) -> int | None:
         if name is not None:
             raise ValueError(f"class_name={name}: this model is told no class; train one with condition=class")
         return None
-    if str(name) not in loaded.class_names:
-        raise ValueError(f"class_name={'null' if name is None else name}: say which class to make, one of {names}")
-    return loaded.class_names.index(str(name))
+    if str(name) in loaded.class_names:
+        return [loaded.class_names.index(str(name))]
+    if name == EVERY_CLASS:
+        return list(range(len(loaded.class_names)))
+    shown = "null" if name is None else name
+    raise ValueError(f"class_name={shown}: say which class to make, one of {names}, or {EVERY_CLASS} in turn")
 
 
 def _length(config: Mapping[str, Any], tokenizer: Any) -> int:

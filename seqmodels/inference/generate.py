@@ -64,6 +64,11 @@ class Prefix:
         assert len(self.logits_BV) == 1, f"{len(self.logits_BV)} prefixes cannot be continued by {count} rows"
         return Prefix(self.logits_BV.expand(count, -1), select_state(self.state, [0] * count))
 
+    def of(self, numbers: Sequence[int]) -> Prefix:
+        """One row for each of these sample numbers: they take turns, number n continues row n modulo their count."""
+        turns = [number % len(self.logits_BV) for number in numbers]
+        return Prefix(self.logits_BV[turns], select_state(self.state, turns))
+
 
 def generate(
     model: SequenceModel,

@@ -64,6 +64,7 @@ class SamplesJob:
             first, when all are done.
         rows_at_a_time: rows of a group; None takes as many as fit into memory.
         facts: what is known of all of them, for the files' own metadata and the table: prompt, model, step.
+        class_names: what the rows of the prefix are, where they are classes: sample n is of class n modulo their number.
 
     Raises:
         ValueError: a number below 1 (first_sample: below 0), or an order that is not known.
@@ -78,6 +79,7 @@ class SamplesJob:
     sort_by: str | None = None
     rows_at_a_time: int | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         counts = {"num_samples": self.num_samples, "length": self.num_tokens}
@@ -107,7 +109,7 @@ def make_samples(
     Args:
         model: a causal model with a next-token head.
         tokenizer: the one it was trained with.
-        prefix: one row (`read_prefix`), continued by all.
+        prefix: of `read_prefix`: one row, continued by all, or several that take turns (`Prefix.of`).
         job: what to make.
         on_symbols: told how many symbols were made since the last call.
         picture: also draw the files, where the format can be drawn (sound: spectrograms).
@@ -216,8 +218,9 @@ class _Maker:
         totals_B = np.zeros(len(rows))
         numbers = range(job.first_sample + rows.start, job.first_sample + rows.stop)
         pieces = generate_pieces(
-            self._model, job.num_tokens, prefix=self._prefix, rows=numbers, sampling=job.sampling, chunk_len=CHUNK_LEN
-        )
+            self._model, job.num_tokens, prefix=self._prefix.of(numbers), rows=numbers, sampling=job.sampling,
+            chunk_len=CHUNK_LEN,
+        )  # fmt: skip
         for piece in pieces:
             totals_B += piece.log_likelihood_B.cpu().numpy()
             for row, ids in zip(rows, piece.ids_BL.cpu().numpy()):
@@ -238,7 +241,7 @@ class _Maker:
 def _groups(model: SequenceModel, prefix: Prefix, job: SamplesJob) -> list[range]:
     size = job.rows_at_a_time or rows_that_fit(
         model,
-        prefix,
+        prefix.of([0]),
         job.num_tokens,
         most=min(MOST_ROWS, job.num_samples),
         free_bytes=free_memory_bytes(prefix.logits_BV.device),
@@ -258,6 +261,7 @@ def _facts(job: SamplesJob, number: int, nats: float, **bits: str) -> dict[str, 
         "top_k": "none" if drawing.top_k is None else str(drawing.top_k),
         "top_p": "none" if drawing.top_p is None else f"{drawing.top_p:g}",
         **job.facts,
+        **({"class_name": job.class_names[number % len(job.class_names)]} if job.class_names else {}),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_a_class_is_made_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPat
     assert "class_name=eleven: say which class" in out
     code, out = run(*words, "run=runs/plain", "class_name=7")
     assert "this model is told no class; train one with condition=class" in out
+
+
+def test_all_classes_take_turns_and_are_what_they_are_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    words = ["generate", "run=runs/told", "device=cpu", "length=30", "figure=false"]
+    code, out = run(*words, "num_samples=12", "class_name=all", "batch_size=5", "output=all/a.wav")
+    assert code == 0, out
+    with open("all/samples.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["class_name"] for row in rows] == [str(number % 10) for number in range(12)]
+    code, out = run(*words, "first_sample=11", "class_name=1", "output=one.wav")
+    assert code == 0, out
+    assert Path("one.wav").read_bytes()[44:104] == Path("all/a_11.wav").read_bytes()[44:104]
+    assert Path("one.wav").read_bytes()[44:104] != Path("all/a_01.wav").read_bytes()[44:104]
 
 
 def test_it_is_evaluated_and_resumed_like_any_other(folder: Path, monkeypatch: pytest.MonkeyPatch):
