@@ -85,7 +85,7 @@ def _write(
     chromosome: tuple[str, bytes], pieces: list[tuple[str, bytes]], to: Path, *, unit: int, borders: tuple[int, int],
     test_units: int,
 ) -> HumanData:  # fmt: skip
-    """Records as they are; the first so many units of the chromosome are for training, up to the next for validation."""
+    """Records as they are. `borders`: units of the chromosome before validation begins, and before it ends."""
     to.mkdir(parents=True, exist_ok=True)
     name, (train_end, valid_end) = chromosome[0], (border * unit for border in borders)
     rows = [(name, 0, train_end, "train"), (name, train_end, valid_end, "valid")]

@@ -31,7 +31,7 @@ def serve(run: Callable[[str], Iterable[Row]]) -> None:
     for line in sys.stdin:
         try:
             for row in run(line.strip()):
-                print("ROW " + json.dumps(row), flush=True)
+                send(row)
         except Exception as error:
             traceback.print_exc()
             if "CUDA error" in str(error):
@@ -39,6 +39,11 @@ def serve(run: Callable[[str], Iterable[Row]]) -> None:
             print(f"FAILED {type(error).__name__}: {' '.join(str(error).split())}", flush=True)
         else:
             print("END", flush=True)
+
+
+def send(row: Row) -> None:
+    """The worker's side: a row at once, from code inside a job that cannot yield it (a callback of training)."""
+    print("ROW " + json.dumps(row), flush=True)
 
 
 def run_jobs(

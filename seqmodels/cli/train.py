@@ -57,24 +57,30 @@ def run(words: Sequence[str]) -> int:
     return EXIT_CODES.get(result.stopped_by or "", 0)
 
 
-def train_words(*words: str) -> Any:
-    """What `seqmodels train <words>` does, for scripts: returns the `TrainResult`."""
-    return train_run(compose("train", words, _name_the_run), words)
+def train_words(*words: str, callbacks: Sequence[Any] = ()) -> Any:
+    """What `seqmodels train <words>` does, for scripts: returns the `TrainResult`.
+
+    Args:
+        words: the command line.
+        callbacks: Lightning callbacks besides those of the configuration.
+    """
+    return train_run(compose("train", words, _name_the_run), words, callbacks=callbacks)
 
 
-def train_run(config: dict[str, Any], words: Sequence[str] = ()) -> Any:
+def train_run(config: dict[str, Any], words: Sequence[str] = (), *, callbacks: Sequence[Any] = ()) -> Any:
     """Trains from a composed configuration (plain data).
 
     Args:
         config: what `compose("train", words)` returned.
         words: the command line, to tell what the user asked for explicitly.
+        callbacks: Lightning callbacks besides those of the configuration.
     """
     config.pop("resume", None)
     config["domain"] = absolute_paths(config["domain"])
     if config["model_from"] is not None:
         config["model_from"] = str(Path(config["model_from"]).resolve())
         _take_backbone(config, words)
-    return _train(config, config["paths"]["run_dir"], config)
+    return _train(config, config["paths"]["run_dir"], config, callbacks)
 
 
 def resume_run(run_dir: str, words: Sequence[str]) -> Any:
@@ -106,7 +112,9 @@ def resume_run(run_dir: str, words: Sequence[str]) -> Any:
     return _train(config, run_dir, None)
 
 
-def _train(config: Mapping[str, Any], run_dir: str | Path, saved: Mapping[str, Any] | None) -> Any:
+def _train(
+    config: Mapping[str, Any], run_dir: str | Path, saved: Mapping[str, Any] | None, more_callbacks: Sequence[Any] = ()
+) -> Any:
     """Builds everything from plain data and trains; `saved` None resumes."""
     from seqkernels.dispatch import preferring
 
@@ -129,7 +137,7 @@ def _train(config: Mapping[str, Any], run_dir: str | Path, saved: Mapping[str, A
             run_dir=run_dir,
             model_from=config["model_from"],
             resume=saved is None,
-            callbacks=[build(spec) for spec in config["callbacks"].values() if spec],
+            callbacks=[*(build(spec) for spec in config["callbacks"].values() if spec), *more_callbacks],
             loggers=[_logger(spec, run_dir) for spec in config["logger"].values() if spec],
             config=saved,
         )
