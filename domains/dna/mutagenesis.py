@@ -26,7 +26,9 @@ from domains.dna.fasta import FastaSource, Genome
 from domains.dna.fasta_scan import written_whole
 from domains.dna.intervals import Interval
 from domains.dna.names import close_names, find_contig
+from domains.dna.resume import prepare_target
 from domains.dna.tokenizer import BASE_IDS, DnaTokenizer, reverse_complement_ids
+from seqmodels.inference.precision import check_precision, in_precision
 
 BASES = "ACGT"
 Progress = Callable[[int, int], None]  # (positions done, positions in all)
@@ -41,14 +43,17 @@ class Mutagenesis:
         both_strands: also read the reverse complement, and take the mean.
         block_bases: positions that share one reading of what lies before them.
         batch_size: variants in one forward pass.
+        precision: "fp32", "tf32" or "bf16"; see `seqmodels.inference.precision`.
     """
 
     window_bases: int = 2048
     both_strands: bool = True
     block_bases: int = 16
     batch_size: int = 48
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         for name, least in (("window_bases", 0), ("block_bases", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
@@ -77,12 +82,16 @@ class Mutagenesis:
         tokenizer = loaded_model.tokenizer
         if not isinstance(tokenizer, DnaTokenizer):
             raise ValueError(f"mutagenesis needs a DNA model; this one reads {type(tokenizer).__name__}")
+        for name, path in (("output", output), ("figure", figure)):
+            if path:
+                prepare_target(path, name=name)
         genome = Genome(fasta)
         interval = parse_region(region, genome)
         begin, end = _window(interval, genome.lengths[interval.contig], self.window_bases)
         ids = tokenizer.encode(genome.fetch(interval.contig, begin, end))
         first, last = interval.start - begin, interval.end - begin
-        scores = self.scores(loaded_model.model, ids, first, last, progress=progress)
+        with in_precision(loaded_model.model, self.precision) as model:
+            scores = self.scores(model, ids, first, last, progress=progress)
         _write_table(Path(output), interval, ids[first:last], scores)
         if figure:
             draw(scores, ids[first:last], interval, Path(figure))
@@ -195,7 +204,6 @@ def _summary(interval: Interval, ids: np.ndarray, scores: np.ndarray) -> dict[st
 
 
 def _write_table(path: Path, interval: Interval, ids: np.ndarray, scores: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n")
         writer.writerow(("contig", "pos", "ref", *BASES))
@@ -238,7 +246,6 @@ def draw(scores: np.ndarray, ids: np.ndarray, interval: Interval, path: Path) ->
     below.set_xlim(extent[0], extent[1])
     below.ticklabel_format(axis="x", style="plain", useOffset=False)
     figure.colorbar(image, ax=[above, below], label="log p change, nats", fraction=0.03, pad=0.01)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         figure.savefig(partial, format=path.suffix[1:], dpi=150, bbox_inches="tight")
     plt.close(figure)

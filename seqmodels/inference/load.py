@@ -47,12 +47,12 @@ def load(
         objective: "next_token" or "classify" where the caller can use only that; None takes either.
 
     Raises:
-        ValueError: there is no complete checkpoint, the folder names code outside this project, its weights do not
-            fit the model it describes (the differing names are listed), or the objective is another.
+        ValueError: there is no such device or no complete checkpoint, the folder names code outside this project, its
+            weights do not fit the model it describes (the differing names are listed), or the objective is another.
     """
     folder = find_checkpoint(path, which)
     meta = read_meta(folder)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     with device:
         model: SequenceModel = build(meta["model"])
     if objective is not None and model.head.objective != objective:
@@ -69,6 +69,17 @@ def load(
     model.load_state_dict(weights)
     tokenizer: Tokenizer = build(meta["tokenizer"])
     return LoadedModel(model.eval(), tokenizer, tuple(meta["class_names"]), meta, folder)
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The device asked for; None is the GPU where there is one, else the CPU."""
+    try:
+        device = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device={wanted!r} must be cpu or cuda (cuda:1 is the second GPU)") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={str(wanted)!r}: torch finds {torch.cuda.device_count()} GPUs here; take cpu")
+    return device
 
 
 _WORDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import itertools
 import json
 import math
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from domains.dna.fasta_scan import written_whole
-from domains.dna.resume import ResumeFolder
+from domains.dna.resume import ResumeFolder, prepare_target, remove_leftovers
 from domains.dna.variants.vcf import TABLE_COLUMNS, Row, Variant
 
 
@@ -24,27 +25,29 @@ class Journal:
     off when the next run begins.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any]):
+    def __init__(self, output: Path, identity: dict[str, Any], *, table: str | None = None):
+        self._targets = [output, *([Path(table)] if table else [])]
         self._resume = ResumeFolder(output.with_name(f".{output.name}.resume"), identity)
         self._paths = [self._resume.folder / name for name in ("records.vcf", "rows.jsonl")]
         self.counts: Counter[str] = Counter(records=0, alleles=0)
 
     def __enter__(self) -> None:
-        found = self._resume.load()
-        sizes = [0, 0]
-        if found:
-            sizes, self.counts = found[0]["bytes"], Counter(found[0]["counts"])
-        self._resume.folder.mkdir(parents=True, exist_ok=True)
-        self._files = [open(path, "ab") for path in self._paths]  # noqa: SIM115 - closed by __exit__
-        for file, size in zip(self._files, sizes):
-            file.truncate(size)
-            file.seek(size)
+        with ExitStack() as stack:
+            stack.enter_context(self._resume)
+            found = self._resume.load()
+            for target in self._targets:
+                remove_leftovers(target.parent, glob.escape(target.name))
+            sizes = [0, 0]
+            if found:
+                sizes, self.counts = found[0]["bytes"], Counter(found[0]["counts"])
+            self._files = [stack.enter_context(open(path, "ab")) for path in self._paths]
+            for file, size in zip(self._files, sizes):
+                file.truncate(size)
+                file.seek(size)
+            self._open = stack.pop_all()
 
     def __exit__(self, *error: object) -> None:
-        for file in self._files:
-            file.close()
-        if not self.counts["records"]:
-            self._resume.done()
+        self._open.close()
 
     def skip(self, lines: Iterator[str]) -> None:
         """Passes over the records that an earlier run has scored."""
@@ -82,14 +85,18 @@ class Journal:
 
 
 def check_outputs(vcf: str, output: str, table: str | None) -> None:
-    for path in filter(None, (output, table)):
-        if Path(path).resolve() == Path(vcf).resolve():
-            raise ValueError(f"{path} is the input; name another output")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Refuses, before any work, what could not be written at its end."""
     if not output.endswith((".vcf", ".vcf.gz")):
         raise ValueError(f"output={output!r} must end in .vcf or .vcf.gz")
     if table and not table.endswith((".tsv", ".csv", ".parquet")):
         raise ValueError(f"table={table!r} must end in .tsv, .csv or .parquet")
+    for name, path in (("output", output), ("table", table)):
+        if path and Path(path).resolve() == Path(vcf).resolve():
+            raise ValueError(f"{path} is the input; name another output")
+        if path:
+            prepare_target(path, name=name)
+    if table and table.endswith(".parquet"):
+        _pyarrow(table)
 
 
 def encoded(lines: Sequence[str]) -> bytes:
@@ -120,29 +127,39 @@ def table_writer(path: str | None) -> Iterator[Callable[[list[Row]], None]]:
         if path.endswith(".parquet"):
             yield _parquet_rows(stack, partial, path)
         else:
-            file = stack.enter_context(open(partial, "w", newline="", encoding="utf-8"))
+            file = stack.enter_context(open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape"))
             writer = csv.writer(file, delimiter="," if path.endswith(".csv") else "\t", lineterminator="\n")
             writer.writerow(TABLE_COLUMNS)
             yield lambda rows: writer.writerows([[_cell(value) for value in row] for row in rows])
 
 
-def _parquet_rows(stack: ExitStack, partial: Path, path: str) -> Callable[[list[Row]], None]:
+def _pyarrow(path: str) -> tuple[Any, Any]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise ValueError(f"table={path!r} needs pyarrow (pip install pyarrow); or name it .tsv") from None
+    return pa, pq
+
+
+def _parquet_rows(stack: ExitStack, partial: Path, path: str) -> Callable[[list[Row]], None]:
+    pa, pq = _pyarrow(path)
     numbers = {"score", "ref_log_likelihood", "alt_log_likelihood"}
     kinds = {name: pa.float64() if name in numbers else pa.string() for name in TABLE_COLUMNS} | {"pos": pa.int64()}
     schema = pa.schema(list(kinds.items()))
     writer = stack.enter_context(pq.ParquetWriter(str(partial), schema))
 
     def add(rows: list[Row]) -> None:
-        columns = [list(column) for column in zip(*rows)]
+        columns = [[_utf8(value) for value in column] for column in zip(*rows)]
         arrays = [pa.array(column, type=kind, from_pandas=True) for column, kind in zip(columns, kinds.values())]
         writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
     return add
+
+
+def _utf8(value: Any) -> Any:
+    """Bytes of the VCF that are no UTF-8, which Parquet does not hold, as U+FFFD."""
+    return value.encode(errors="surrogateescape").decode(errors="replace") if isinstance(value, str) else value
 
 
 def _cell(value: Any) -> Any:

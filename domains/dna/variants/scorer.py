@@ -25,15 +25,19 @@ import torch
 from torch import Tensor
 
 from domains.dna.fasta import FastaSource, Genome
+from domains.dna.resume import identity_of_files, identity_of_model
 from domains.dna.tokenizer import BASE_IDS, DnaTokenizer, reverse_complement_ids
 from domains.dna.variants.output import Journal, check_outputs, encoded, table_writer, vcf_writer
 from domains.dna.variants.vcf import Variant, check_vcf, chunks_of, header_with_scores, read_header, read_vcf
 from domains.dna.variants.windows import VariantWindows
+from seqmodels.inference.precision import check_precision, in_precision
 
 TokenLogLikelihood = Callable[[Tensor, Tensor], Tensor]  # (ids_BL, lengths_B) -> log-probability of every id, (B, L)
 Progress = Callable[[int, int], None]  # (records done, records in all)
 
 CHUNKS_AT_ONCE = 8  # batches of windows that are sorted by length together, and noted as done together
+CHUNK_BASES = 2**25  # bases of windows in these batches at most: what a kill costs
+PASS_BASES = 2**20  # bases in one forward pass at most, whatever batch_size says: long windows go in smaller batches
 
 
 @dataclass
@@ -50,15 +54,21 @@ class VariantScorer:
     Args:
         window_bases: bases of sequence around each variant, the variant included.
         both_strands: also read the reverse complement, and take the mean.
-        batch_size: windows in one forward pass.
+        batch_size: windows in one forward pass; fewer where they hold more than 1,048,576 bases.
+        precision: "fp32", "tf32" or "bf16"; see `seqmodels.inference.precision`. Scores are small differences of
+            large sums: bf16 blurs them.
     """
 
-    def __init__(self, *, window_bases: int = 1024, both_strands: bool = True, batch_size: int = 32):
+    def __init__(
+        self, *, window_bases: int = 1024, both_strands: bool = True, batch_size: int = 32, precision: str = "fp32"
+    ):
         if window_bases < 2:
             raise ValueError(f"window_bases={window_bases} must be at least 2")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
+        check_precision(precision)
         self.window_bases, self.both_strands, self.batch_size = window_bases, both_strands, batch_size
+        self.precision = precision
 
     def __call__(
         self, loaded_model: Any, vcf: str, fasta: FastaSource, output: str, *, table: str | None = None,
@@ -67,21 +77,26 @@ class VariantScorer:
         """As `run`, with the model of `seqmodels.inference.load`."""
         from seqmodels.inference import token_log_likelihood
 
-        model, tokenizer = loaded_model.model, loaded_model.tokenizer
+        tokenizer = loaded_model.tokenizer
         if not isinstance(tokenizer, DnaTokenizer):
             raise ValueError(f"variants need a DNA model; this one reads {type(tokenizer).__name__}")
 
-        def log_likelihood(ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
-            return token_log_likelihood(model, ids_BL, start_id=tokenizer.start_id, lengths_B=lengths_B)[0]
+        with in_precision(loaded_model.model, self.precision) as model:
 
-        model_name = str(loaded_model.folder)
-        return self.run(
-            log_likelihood, tokenizer, vcf, fasta, output, table=table, progress=progress, model_name=model_name
-        )
+            def log_likelihood(ids_BL: Tensor, lengths_B: Tensor) -> Tensor:
+                return token_log_likelihood(
+                    model, ids_BL, start_id=tokenizer.start_id, lengths_B=lengths_B,
+                    chunk_len=max(1, PASS_BASES // len(ids_BL)),
+                )[0]  # fmt: skip
+
+            return self.run(
+                log_likelihood, tokenizer, vcf, fasta, output, table=table, progress=progress,
+                model_identity=identity_of_model(loaded_model),
+            )  # fmt: skip
 
     def run(
         self, token_log_likelihood: TokenLogLikelihood, tokenizer: DnaTokenizer, vcf: str, fasta: FastaSource,
-        output: str, *, table: str | None = None, progress: Progress | None = None, model_name: str = "",
+        output: str, *, table: str | None = None, progress: Progress | None = None, model_identity: Sequence[str] = (),
     ) -> dict[str, int]:  # fmt: skip
         """Scores `vcf` against `fasta` and writes `output` (and `table`), each whole or not at all.
 
@@ -95,38 +110,46 @@ class VariantScorer:
             output: scored VCF; `.gz` is written as bgzip.
             table: `.tsv`, `.csv` or `.parquet` (needs pyarrow); None writes none.
             progress: called with (records done, records in all).
-            model_name: tells models apart, so that a run is not gone on with by another.
+            model_identity: tells models apart, so that a run is not gone on with by another.
 
         Returns:
             records, alleles, and how many alleles have each status.
 
         Raises:
-            ValueError: a run to this output was stopped that had other settings, another model or another VCF.
+            ValueError: an output that cannot be written, a VCF that is none (file and line), or a run to this output
+                was stopped that had other settings, another model, VCF or FASTA.
         """
         records = check_vcf(vcf)
         check_outputs(vcf, output, table)
-        windows = VariantWindows(Genome(fasta), tokenizer, self.window_bases)
+        genome = Genome(fasta)
+        windows = VariantWindows(genome, tokenizer, self.window_bases)
         lines = (line for _, line in read_vcf(vcf))
         header = read_header(lines)
-        stat = Path(vcf).stat()
-        identity = {"model": model_name, "vcf": [str(vcf), stat.st_size, stat.st_mtime_ns], "fasta": str(fasta)}
-        identity |= {"window_bases": self.window_bases, "both_strands": self.both_strands}
-        journal = Journal(Path(output), identity)
+        journal = Journal(Path(output), self._identity(vcf, genome, model_identity), table=table)
         with journal:
             journal.skip(lines)
-            for variants in chunks_of(lines, CHUNKS_AT_ONCE * self.batch_size):
+            for variants in chunks_of(lines, self._records_at_once()):
                 self._score(variants, windows, token_log_likelihood)
                 journal.add(variants)
                 if progress:
                     progress(journal.counts["records"], records)
-        with vcf_writer(output) as out:
-            out.write(encoded(header_with_scores(header)))
-            journal.copy_lines(out)
-        with table_writer(table) as add_rows:
-            for rows in journal.rows():
-                add_rows(rows)
-        journal.done()
+            with vcf_writer(output) as out:
+                out.write(encoded(header_with_scores(header)))
+                journal.copy_lines(out)
+            with table_writer(table) as add_rows:
+                for rows in journal.rows():
+                    add_rows(rows)
+            journal.done()
         return dict(journal.counts)
+
+    def _identity(self, vcf: str, genome: Genome, model: Sequence[str]) -> dict[str, Any]:
+        """What must not differ between a run and the one that goes on with it."""
+        settings = {name: getattr(self, name) for name in ("window_bases", "both_strands", "precision")}
+        files = {"vcf": identity_of_files([vcf]), "fasta": identity_of_files(file.path for file in genome.files)}
+        return {**settings, **files, "model": list(model)}
+
+    def _records_at_once(self) -> int:
+        return max(1, min(CHUNKS_AT_ONCE * self.batch_size, CHUNK_BASES // self.window_bases))
 
     def _score(self, variants: list[Variant], windows: VariantWindows, log_likelihood: TokenLogLikelihood) -> None:
         """Fills in the scores of some variants."""
@@ -148,8 +171,9 @@ class VariantScorer:
     def _fill(self, jobs: list[_Job], log_likelihood: TokenLogLikelihood) -> None:
         """Log-likelihood of every window, batches of like length together."""
         jobs = sorted(jobs, key=lambda job: len(job.ids))
-        for first in range(0, len(jobs), self.batch_size):
-            batch = jobs[first : first + self.batch_size]
+        size = max(1, min(self.batch_size, PASS_BASES // self.window_bases))
+        for first in range(0, len(jobs), size):
+            batch = jobs[first : first + size]
             totals = _window_totals([job.ids for job in batch], log_likelihood)
             if self.both_strands:
                 totals += _window_totals([reverse_complement_ids(job.ids) for job in batch], log_likelihood)
@@ -164,6 +188,6 @@ def _window_totals(windows: Sequence[np.ndarray], log_likelihood: TokenLogLikeli
     ids_BL = torch.full((len(windows), max(lengths)), DnaTokenizer.pad_id, dtype=torch.int64)
     for row, ids in enumerate(windows):
         ids_BL[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    logp_BL = log_likelihood(ids_BL, torch.tensor(lengths)).to("cpu", torch.float64)
-    counted_BL = (ids_BL >= BASE_IDS[0]) & (ids_BL <= BASE_IDS[-1])
-    return torch.where(counted_BL, logp_BL, 0.0).sum(dim=1).numpy()
+    logp_BL = log_likelihood(ids_BL, torch.tensor(lengths)).double()
+    counted_BL = ((ids_BL >= BASE_IDS[0]) & (ids_BL <= BASE_IDS[-1])).to(logp_BL.device)
+    return torch.where(counted_BL, logp_BL, 0.0).sum(dim=1).cpu().numpy()

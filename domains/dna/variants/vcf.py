@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import itertools
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Row = tuple[Any, ...]  # one value for each of TABLE_COLUMNS
 
@@ -18,7 +19,7 @@ STATUSES = {
     "no_such_contig": "the FASTA has no sequence of this name, nor of an alias (20, chr20)",
     "past_end": "the position is not on the sequence",
     "symbolic": "a symbolic allele, breakend or spanning deletion (<DEL>, N[chr2:1[, *)",
-    "not_acgt": "an allele with other letters than A, C, G, T",
+    "not_acgt": "an allele, REF too, with other letters than A, C, G, T",
     "too_long": "an allele as long as the window or longer",
     "no_alt": "no alternative allele",
 }
@@ -90,14 +91,21 @@ def _number(value: float) -> str:
 
 
 def read_vcf(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(line number, line without its end) of a VCF, plain or gzip."""
-    opener = gzip.open if str(path).endswith((".gz", ".bgz")) else open
+    """(line number, line without its end) of a VCF, plain or gzip, whatever its name ends in."""
     try:
-        with opener(path, "rt", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        with _opened(path) as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.rstrip("\r\n")
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged or cut off ({error})") from None
+
+
+def _opened(path: str | Path) -> IO[str]:
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    opener = gzip.open if packed else open
+    # -sig: without the byte-order mark that some editors put first; bytes that are no UTF-8 come out as they went in.
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
 def check_vcf(path: str | Path) -> int:
@@ -105,15 +113,19 @@ def check_vcf(path: str | Path) -> int:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: file and line where there is no header, too few columns, or no position.
+        ValueError: file and line where there is no header, a second one, too few columns, or no position.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no VCF file {path}")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, not a VCF file")
     columns, records = 0, 0
     for number, line in read_vcf(path):
         where = f"{path}, line {number}"
-        if number == 1 and line.startswith(("BCF", "\x1f\x8b")):
-            raise ValueError(f"{path}: not a text VCF; convert it (bcftools view X > Y.vcf), or name it .vcf.gz")
+        if number == 1 and line.startswith("BCF"):
+            raise ValueError(f"{path}: not a text VCF; convert it (bcftools view X > Y.vcf)")
+        if line.startswith("#") and columns:
+            raise ValueError(f"{where}: a header line after #CHROM; to join two files: bcftools concat X Y > Z.vcf")
         if line.startswith("#CHROM"):
             columns = line.count("\t") + 1
         if line.startswith("#") or not line.strip():
@@ -123,7 +135,7 @@ def check_vcf(path: str | Path) -> int:
         cells = line.split("\t")
         if len(cells) < 8 or len(cells) != columns:
             raise ValueError(f"{where}: {len(cells)} tab-separated columns, the header line has {columns}")
-        if not cells[1].isdigit() or not cells[3]:
+        if not (cells[1].isascii() and cells[1].isdigit() and len(cells[1]) < 19 and cells[3]):
             raise ValueError(f"{where}: POS {cells[1]!r} and REF {cells[3]!r} are not a position and an allele")
         records += 1
     if not columns:

@@ -47,9 +47,10 @@ class VariantWindows:
         start, ref = variant.start, variant.ref
         if start < 0 or start + len(ref) > self.lengths[contig]:
             return "past_end"
-        if set(ref) - set("ACGTN"):
-            return "not_acgt"
-        if bytes(self.genome.fetch(contig, start, start + len(ref))).upper() != ref.encode():
+        if set(ref) - set("ACGT"):
+            return "not_acgt"  # N too: it does not count, so an allele in its place would look like a loss
+        there = bytes(self.genome.fetch(contig, start, start + len(ref))).upper()
+        if there.replace(b"U", b"T") != ref.encode():
             return "ref_mismatch"
         return "too_long" if len(ref) >= self.window_bases else ""
 

@@ -103,7 +103,8 @@ def test_regions_equal_one_pass(tmp_path, fasta, pool, suffix):
 
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("stopped_after", [1, 3, 5])
-def test_a_run_that_was_killed_goes_on(tmp_path, fasta, stopped_after, regions):
+def test_a_run_that_was_killed_goes_on(tmp_path, fasta, monkeypatch, stopped_after, regions):
+    monkeypatch.setattr("domains.dna.embed.SAVE_SECONDS", 0.0)
     (tmp_path / "r.bed").write_text(BED)
     bed = str(tmp_path / "r.bed") if regions else None
     of, embedder = loaded(), Embedder(piece_bases=13, part_bases=26)
@@ -136,7 +137,7 @@ def test_going_on_with_other_settings_is_refused(tmp_path, fasta):
 
     with pytest.raises(KeyboardInterrupt):
         Embedder(piece_bases=13, part_bases=13)(loaded(), fasta, str(tmp_path / "out"), progress=kill)
-    with pytest.raises(ValueError, match="other settings \\(piece_bases, part_bases\\)"):
+    with pytest.raises(ValueError, match="other settings or inputs \\(changed: part_bases, piece_bases\\)"):
         Embedder(piece_bases=14, part_bases=14)(loaded(), fasta, str(tmp_path / "out"))
 
 

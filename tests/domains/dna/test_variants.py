@@ -216,7 +216,7 @@ def test_broken_vcf_is_refused_and_nothing_written(tmp_path, write_fasta, text: 
 
 def test_cut_off_gzip_and_wrong_names(tmp_path):
     path = tmp_path / "x.vcf.gz"
-    path.write_bytes(gzip.compress((HEADER * 500).encode())[:-20])
+    path.write_bytes(gzip.compress((HEADER + "chr1\t3\t.\tG\tA\t.\t.\t.\n" * 500).encode())[:-20])
     with pytest.raises(ValueError, match="cut off"):
         check_vcf(path)
     with pytest.raises(FileNotFoundError, match=r"none\.vcf"):
@@ -313,7 +313,7 @@ def test_a_run_that_was_killed_goes_on_without_losing_or_repeating(tmp_path, wri
     assert not (tmp_path / "cut.vcf").exists()
     with open(tmp_path / ".cut.vcf.resume/records.vcf", "a") as file:
         file.write("chr1\thalf a rec")  # what a kill in the middle of a write leaves
-    with pytest.raises(ValueError, match="other settings \\(window_bases\\)"):
+    with pytest.raises(ValueError, match="other settings or inputs \\(changed: window_bases\\)"):
         VariantScorer(window_bases=9, batch_size=1).run(letter_model, DnaTokenizer(), vcf, fasta, **outputs("cut"))
     again = scorer.run(counting_model, DnaTokenizer(), vcf, fasta, **outputs("cut"))
     assert again == whole
