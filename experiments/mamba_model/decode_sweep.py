@@ -139,7 +139,7 @@ def compare() -> None:
         exact = {name: tensor.double() for name, tensor in t.items()}
         arguments = [exact[name] for name in names]
         expected = reference.step(exact["xz"], *arguments, inplace=False)
-        plan = launch.plan_step(SIZE, B, 2)
+        plan = launch.plan_step(SIZE, B, BF16)
         assert plan is not None
         y = between(t, *plan)
         pairs = zip(("y", "conv", "ssm"), (y, t["conv_state"], t["state"]), expected)

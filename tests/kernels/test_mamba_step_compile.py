@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from seqkernels import nvrtc
 from seqkernels.mamba_step.cuda import launch
 from seqkernels.mamba_step.cuda.launch import Sizes
@@ -47,7 +48,7 @@ def test_compiles(name: str, element: int, architecture: int) -> None:
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_cuts_of_published_models_compile(model: str, B: int) -> None:
     size = PUBLISHED[model]
-    plan = launch.plan_step(size, B, 2)
+    plan = launch.plan_step(size, B, torch.bfloat16)
     assert plan is not None
     convolve, scan = plan
     cuts = {
@@ -84,7 +85,7 @@ def test_cuts_divide_what_they_cut(B: int) -> None:
         for N in (1, 2, 5, 8, 16, 64, 128):
             for R in (1, 3, 16, 48, 160):
                 size = Sizes(0, E, N, R, 4)
-                plan = launch.plan_step(size, B, 2)
+                plan = launch.plan_step(size, B, torch.bfloat16)
                 if plan is None:
                     assert N != 16 or E % 64, f"{size} has no cut"
                     continue

@@ -50,6 +50,7 @@ def samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         (2, 130, 64, 9, 8),
         (5, 257, 5, 17, 4),
         (1, 1000, 16, 32, 4),
+        (67, 96, 16, 6, 4),
     ):
         sizes = dict(zip("BENRW", (B, E, N, R, W)))
         yield sample("-".join(f"{letter}{size}" for letter, size in sizes.items()), sizes, device, dtype)

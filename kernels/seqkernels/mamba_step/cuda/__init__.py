@@ -54,12 +54,12 @@ def unavailable(xz_B2E: Tensor, a_EN: Tensor, **details: object) -> str | None:
         return f"the projections' weights are {weight_dtype} and the input is {xz_B2E.dtype}; they have to agree"
     E, N = a_EN.shape
     rank: int = details.get("rank", 1)  # type: ignore[assignment]
-    return _no_cut(xz_B2E.shape[0], E, N, rank, xz_B2E.element_size())
+    return _no_cut(xz_B2E.shape[0], E, N, rank, xz_B2E.dtype)
 
 
 @constant
-def _no_cut(B: int, E: int, N: int, R: int, element_bytes: int) -> str | None:
-    if launch.plan_step(launch.Sizes(0, E, N, R, 1), B, element_bytes) is not None:
+def _no_cut(B: int, E: int, N: int, R: int, dtype: torch.dtype) -> str | None:
+    if launch.plan_step(launch.Sizes(0, E, N, R, 1), B, dtype) is not None:
         return None
     return f"E={E}, N={N}, R={R} cannot be dealt out to threads evenly (a multiple of 64 for E always can)"
 
@@ -73,7 +73,7 @@ def _run(
     xz = xz if xz.stride(1) == 1 else xz.contiguous()
     (B, E, N), W = state.shape, conv_weight.shape[1]
     size = launch.Sizes(0, E, N, dt_proj.shape[1], W)
-    plan = launch.plan_step(size, B, xz.element_size())
+    plan = launch.plan_step(size, B, xz.dtype)
     assert plan is not None, "`unavailable` has refused it"
     convolve, scan = plan
     signal, partial = launch.convolve(xz, conv_state, new_conv_state, conv_weight, conv_bias, x_proj, size, convolve)
