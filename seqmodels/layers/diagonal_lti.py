@@ -15,9 +15,10 @@ float64 from the logarithm of abar: at L = 2^20 the phase of abar^k is millions 
 Memory: the (E, N, L) Vandermonde matrix is never made. Powers up to L are products of about sqrt(L) large and
 sqrt(L) small ones, so a kernel of length L takes a matrix product of (sqrt(L), N) by (N, sqrt(L)) a channel.
 Channels are worked off in blocks whose transient memory is at most about 1.5 GiB however long L is (more only where
-one channel alone exceeds that), and what backward needs of a block is made again: a layer keeps its input and
-output. At B = 1, E = 64, N = 64, L = 2^20 on a CPU: input and output 256 MiB each, forward without gradients peaks
-below 2 GiB, where the Vandermonde matrix alone would be 16 GiB.
+one channel alone exceeds that; on a GPU up to a sixteenth of its memory, for fewer and larger kernels), and what
+backward needs of a block is made again: a layer keeps its input and output. At B = 1, E = 64, N = 64, L = 2^20 on a
+CPU: input and output 256 MiB each, forward without gradients peaks below 2 GiB, where the Vandermonde matrix alone
+would be 16 GiB.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from seqkernels.checks import accumulation_dtype, check_cu_seqlens, complex_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-BLOCK_ELEMENTS = 2**26  # of a block's zero-padded input: 256 MiB in fp32
+BLOCK_ELEMENTS = 2**26  # of a block's zero-padded input: 256 MiB in fp32; its transients take about six times as much
 
 DISCRETISATIONS = ("zoh", "bilinear")
 
@@ -153,7 +154,7 @@ def _run_batch(
     B, L, E = u_BLE.shape
     modes = system.bbar_EN.shape[1] * (2 if system.is_complex else 1)
     a_channel = B * max(fft_size(L), 4 * modes * _power_chunk(L))  # the latter is 2 float64 (B, sqrt(L), modes)
-    block = min(E, max(1, BLOCK_ELEMENTS // a_channel))
+    block = min(E, max(1, _block_elements(u_BLE.device) // a_channel))
     results = []
     for first in range(0, E, block):
         e = slice(first, first + block)
@@ -168,6 +169,14 @@ def _run_batch(
     if len(results) == 1:
         return results[0]
     return torch.cat([y for y, _ in results], dim=2), torch.cat([final for _, final in results], dim=1)
+
+
+def _block_elements(device: torch.device) -> int:
+    """On a GPU with 24 GiB or more a block may be larger: a small one is over before the next has been launched."""
+    if device.type != "cuda":
+        return BLOCK_ELEMENTS
+    sixteenth = torch.cuda.get_device_properties(device).total_memory // 16
+    return max(BLOCK_ELEMENTS, 1 << (sixteenth // 24).bit_length() - 1)  # 4 bytes, six times
 
 
 def _run_block(
