@@ -108,6 +108,8 @@ def mamba_inner(
 
         if fused.fits(xz_BLE2, weights.conv_weight_EW, weights.a_EN, cu_seqlens is not None, implementation):
             _check_inputs(xz_BLE2, weights, state, cu_seqlens)
+            state = InnerState(*(None if part is None else part.float() for part in state))  # as the kernels read it
+            weights = weights._replace(a_EN=weights.a_EN.float())
             with torch.autocast(xz_BLE2.device.type, enabled=False):
                 out_BLD, *final = fused.MambaInner.apply(recompute, xz_BLE2, *state, cu_seqlens, *weights)  # type: ignore[misc]
             return out_BLD, InnerState(*final)
