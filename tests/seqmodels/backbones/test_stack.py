@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -83,12 +81,8 @@ def test_recomputing_blocks_saves_memory():
     assert saved_bytes(True) < 0.4 * saved_bytes(False)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_compiles_into_one_graph():
-    """In a process of its own: the run-time checks of shapes, on in this one, do not compile."""
-    subprocess.run([sys.executable, __file__], check=True, timeout=120)
-
-
-def compile_into_one_graph() -> None:
     model, ids_BL = stack(n_layers=2), torch.randint(0, 6, (2, 17))
     hidden, state = model(ids_BL)
     state = detach_state(state)
@@ -110,10 +104,6 @@ def test_refuses_sizes_below_one(argument):
 def test_layer_factories_may_differ_by_their_arguments():
     model = stack(layer=functools.partial(Mamba, d_state=3))
     assert {mixer.d_state for mixer in model.mixers} == {3}
-
-
-if __name__ == "__main__":
-    compile_into_one_graph()
 
 
 def test_steps_behind_a_norm_are_taken_only_where_they_may_be(monkeypatch):

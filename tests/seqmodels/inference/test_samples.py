@@ -60,6 +60,7 @@ def tiny_backbone(kind: str):
     return UNet(vocab_size=16, d_model=8, pool=[4], n_layers=1, outer="m", centre="m", layers={"m": layer}, expand=1)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # which cost three times what the steps do; shorter tests have them
 @pytest.mark.parametrize("kind", ["stack", pytest.param("unet", marks=pytest.mark.slow)])
 def test_stepped_and_whole_sequence_likelihood_agree_over_16000_steps(kind):
     torch.manual_seed(1)
