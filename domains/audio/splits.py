@@ -114,9 +114,9 @@ def _by_official(listing: Listing, valid: float, test: float, seed: int) -> tupl
     if listing.official is None:
         raise ValueError(f"split_by='official': this {listing.layout} says nothing of splits; use file, order or time")
     splits = [clip.split or "train" for clip in listing.clips]
-    if "train" not in splits:
-        raise ValueError(f"split_by='official': no file is for training by {listing.official}")
     words = listing.official
+    if "train" not in splits:  # other data to evaluate on; who trains on it is told that there is nothing
+        return splits, f"{words}; none is for training"
     if "valid" not in splits and valid > 0:
         training = [clip for clip, split in enumerate(splits) if split == "train"]
         groups = _groups(listing.clips, by="speaker" if listing.clips[0].speaker else "file", among=training)

@@ -134,12 +134,17 @@ def test_a_missing_validation_set_is_taken_out_of_training():
     assert _splits(_official(given), "official", valid_fraction=0.0) == given
 
 
+def test_a_list_of_held_out_files_alone_is_for_evaluation():
+    parts, words = assign_splits(_official(["test", "test"]), "official")
+    assert [part.split for part in parts] == ["test", "test"]
+    assert "none is for training" in words
+
+
 @pytest.mark.parametrize(
     ("listing", "rule", "message"),
     [
         (_listing(3), "random", "split_by='random'"),
         (_listing(3), "official", "says nothing of splits"),
-        (_official(["test", "valid"]), "official", "no file is for training"),
         (_listing(3), "speaker", "who speaks is not known"),
         (_listing(5), "order", "leaves nothing for 'valid' of 5 files"),
         (_listing(2), "file", "leaves nothing for 'train' of 2 files"),
