@@ -1,5 +1,6 @@
 """`seqmodels evaluate`: loss and metrics of a run on a split, printed and kept as JSON in the run folder.
 
+With `classifier=` also scores of generated sounds.
 With `runs=` several runs, for example one experiment with several seeds, and mean ± sd over them.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 import copy
 import glob
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,16 @@ from typing import TYPE_CHECKING, Any
 from seqmodels.cli.bars import bar
 from seqmodels.cli.compose import OverrideError, absolute_paths, compose, set_keys, split_words
 from seqmodels.cli.console import show_log
+
+SOUND_SCORES = {  # how a score is called on the screen -> in the report
+    "FID, 0 is best": "fid",
+    "inception score, up to the number of classes": "inception_score",
+    "modified inception score, more is better": "modified_inception_score",
+    "AM, 0 is best": "am",
+    "accuracy: heard as what it was made as": "accuracy",
+    "classes made, in effect": "class_diversity",
+    "distance of two clips' features": "feature_diversity",
+}
 
 if TYPE_CHECKING:
     from seqmodels.inference import LoadedModel
@@ -97,7 +109,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     Returns:
         What the JSON file holds: run, checkpoint, step, split, sequences, metrics, and with classes the confusion
         matrix (rows are true classes) and class names. For a language model of a genome, by_class (repeats, bases next
-        to N) and markov, its baselines on the same symbols.
+        to N) and markov, its baselines on the same symbols. With a classifier, sounds: scores of what was generated.
     """
     from seqmodels.data.collate import collate_for
     from seqmodels.data.loader import evaluation_batches
@@ -159,7 +171,44 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
             report["markov"] = markov_beside(trained_on, witness, **limits)
     if result.confusion_OO is not None:
         report |= {"class_names": list(loaded.class_names), "confusion": result.confusion_OO.tolist()}
+    if _wants_scores(config, loaded):
+        report["sounds"] = _sound_scores(config, loaded)
     return report
+
+
+def _wants_scores(config: Mapping[str, Any], loaded: LoadedModel) -> bool:
+    """Whether generated sounds are to be scored; `samples` alone scores them with the run itself, a classifier."""
+    if config["classifier"] is None and config["samples"] is not None and loaded.model.head.objective != "classify":
+        raise ValueError(
+            f"samples={config['samples']}: a classifier has to score them; give the run of one: classifier=runs/<name> "
+            "(seqmodels train experiment=digit_classifier makes one)"
+        )
+    return config["classifier"] is not None or config["samples"] is not None
+
+
+def _sound_scores(config: Mapping[str, Any], loaded: LoadedModel) -> dict[str, Any]:
+    """Scores of generated sounds, by a classifier and beside the data that it was trained on; plain data."""
+    from seqmodels.inference import load
+    from seqmodels.instantiate import build
+    from seqmodels.training.run_folder import RunFolder
+
+    scorer = build(config["scorer"])  # it belongs to a domain: only the YAML names it
+    judge = config["classifier"] or config["run"]
+    classifier = loaded if config["classifier"] is None else load(judge, config["device"], objective="classify")
+    corpus = build(absolute_paths(RunFolder(_run_folder(judge)).read_config()["domain"]["dataset"]))
+    samples = _run_folder(config["run"]) / "results" if config["samples"] is None else str(config["samples"])
+    with bar("scoring", None, "clip") as move:
+        scores = scorer(classifier, corpus, samples, on_clips=move)
+    rows = {name: {key: _plain(value) for key, value in row.items()} for name, row in scores["rows"].items()}
+    scores |= {"classifier": str(judge), "classifier_accuracy": _plain(scores["classifier_accuracy"])}
+    return scores | {"rows": rows}
+
+
+def _plain(score: Any) -> Any:
+    """A count as it is; a score as value, low and high, null where there is no interval."""
+    if not hasattr(score, "_asdict"):
+        return score
+    return {key: None if math.isnan(number) else number for key, number in score._asdict().items()}
 
 
 def _asked(loaded: LoadedModel, *, conjoin: bool, by_likelihood: bool) -> SequenceModel:
@@ -195,6 +244,8 @@ def _show(report: Mapping[str, Any]) -> None:
         print(f"skipped     {report['skipped']} records that could not be read")
     if "confusion" in report:
         _show_confusion(report["class_names"], report["confusion"])
+    if "sounds" in report:
+        _show_sounds(report["sounds"])
 
 
 def _show_classes(by_class: Mapping[str, Mapping[str, Any]], markov: Mapping[str, Any] | None) -> None:
@@ -217,3 +268,23 @@ def _show_confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> No
     print(f"\n{'true / predicted':>{width + 2}}" + "".join(f"{name:>{width}}" for name in names))
     for name, row in zip(names, counts):
         print(f"{name:>{max(width + 2, 16)}}" + "".join(f"{count:>{width}}" for count in row))
+
+
+def _show_sounds(scores: Mapping[str, Any]) -> None:
+    """One line a set of clips, the real ones first; intervals in brackets."""
+    right = scores["classifier_accuracy"]["value"]
+    print(f"\nsounds      {scores['samples']}")
+    features = scores["features"]
+    print(f"scored by   {scores['classifier']}: {right:.4f} of {scores['reference']} right, {features} features")
+    within = f", [{scores['confidence']:.0%} of resampled clips]" if scores["confidence"] else ""
+    print(f"definitions {scores['convention']}, FID and AM against {scores['reference']}{within}")
+    if "rejection" in scores:
+        share = scores["rejection"]
+        print(f"rejection   the least likely {share['lower']:.0%} and the most likely {1 - share['upper']:.0%} dropped")
+    for column, name in SOUND_SCORES.items():
+        print(f"\n{column}")
+        for what, row in scores["rows"].items():
+            if name in row:
+                score = row[name]
+                low_high = "" if score["low"] is None else f"  [{score['low']:.3f}, {score['high']:.3f}]"
+                print(f"  {what:26} {score['value']:9.3f}{low_high}   {row['clips']:,} clips")

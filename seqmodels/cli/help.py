@@ -20,6 +20,8 @@ EXAMPLES = {
     "evaluate": (
         "seqmodels evaluate run=runs/<name> split=test",
         "seqmodels evaluate runs='runs/probe-*'",
+        "seqmodels evaluate run=runs/<audio run> classifier=runs/<digit classifier>",
+        "seqmodels evaluate run=runs/<digit classifier> samples=wavs/ scorer.reference=train scorer.convention=sashimi",
     ),
     "generate": (
         "seqmodels generate run=runs/<dna run> length=1000 prompt=ACGTACGT",

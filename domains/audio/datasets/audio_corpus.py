@@ -177,6 +177,13 @@ class AudioCorpus:
         Raises:
             ValueError: no such split, or nothing in it.
         """
+        return Segments(self._clips, self._table(name), self.tokenizer, self._cropping(name, self.segment_samples))
+
+    def as_held_out(self, name: str) -> Segments:
+        """The segments of a split as held-out ones are read: of training, too, the grid, with no augmentation."""
+        return Segments(self._clips, self._table(name), self.tokenizer, self._cropping("test", self.segment_samples))
+
+    def _table(self, name: str) -> SegmentTable:
         if name not in SPLITS:
             raise ValueError(f"there is no split {name!r}; there are: {', '.join(SPLITS)}")
         table = self._tables[name]
@@ -186,7 +193,7 @@ class AudioCorpus:
                 f"the split {name!r} is empty ({self._account.entries['split_rule']}); with segments: {there}. Change "
                 "split_by, its fractions, min_segment_samples or silence"
             )
-        return Segments(self._clips, table, self.tokenizer, self._cropping(name, self.segment_samples))
+        return table
 
     def train_at(self, length: int) -> Segments:
         """Training segments of another length, for a length warm-up. Ends shorter than that are kept as they are, down

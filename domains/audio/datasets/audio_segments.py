@@ -57,9 +57,9 @@ class AudioSegments(AudioCorpus):
         segment_samples: int | None = None, min_segment_samples: int = 1, split_by: str = "auto",
         valid_fraction: float | None = None, test_fraction: float | None = None, label: str | None = "auto",
         speaker: str | None = None, classes: Sequence[str] | None = None, crop: str = "random", fill: str = "none",
-        silence: str = "keep", silence_dbfs: float = -60.0, augment: WaveformAugment | None = None, memory_mib: int = 256,
-        cache_folder: str | os.PathLike[str] | None = None, raw_format: RawFormat | Mapping[str, Any] | None = None,
-        on_bad_file: str = "raise", seed: int = 0,
+        silence: str = "keep", silence_dbfs: float = -60.0, augment: WaveformAugment | None = None,
+        memory_mib: int = 256, cache_folder: str | os.PathLike[str] | None = None,
+        raw_format: RawFormat | Mapping[str, Any] | None = None, on_bad_file: str = "raise", seed: int = 0,
     ) -> None:  # fmt: skip
         cutting = Cutting(
             segment_seconds, segment_samples, min_segment_samples, crop, silence, silence_dbfs, augment, fill

@@ -20,7 +20,9 @@ equal numbers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -40,24 +42,58 @@ class Interval(NamedTuple):
     high: float
 
 
-def frechet_distance(features_NF: Float[np.ndarray, "N F"], reference_MF: Float[np.ndarray, "M F"]) -> float:
-    """Fréchet distance of two Gaussians fitted to features: FID with a sound classifier's features.
+@dataclass(frozen=True)
+class FeatureGaussian:
+    """The Gaussian fitted to features, N - 1 in the covariance: made once where many are compared with it.
 
-    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), C with N - 1 (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+    Attributes:
+        mean_F, covariance_FF: of the rows.
+    """
+
+    mean_F: Float[np.ndarray, " F"]
+    covariance_FF: Float[np.ndarray, "F F"]
+
+    @classmethod
+    def of(cls, features_NF: Float[np.ndarray, "N F"]) -> FeatureGaussian:
+        """Fitted to one row a clip.
+
+        Raises:
+            ValueError: fewer than two clips.
+        """
+        rows = _rows("features", features_NF)
+        if len(rows) < 2:
+            raise ValueError(f"features {rows.shape}: at least two rows are needed")
+        return cls(rows.mean(axis=0), np.cov(rows, rowvar=False).reshape(rows.shape[1], -1))
+
+    @functools.cached_property
+    def root_FF(self) -> Float[np.ndarray, "F F"]:
+        """The symmetric root of the covariance."""
+        values, vectors = np.linalg.eigh(self.covariance_FF)
+        return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+    def distance(self, reference: FeatureGaussian) -> float:
+        """Fréchet distance: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+
+        Raises:
+            ValueError: another number of features than the reference's.
+        """
+        if len(self.mean_F) != len(reference.mean_F):
+            raise ValueError(f"{len(self.mean_F)} features against {len(reference.mean_F)} of the reference")
+        # C C' is similar to root' C root', which is symmetric: its eigenvalues are real, no matrix's root is guessed
+        inner_FF = reference.root_FF @ self.covariance_FF @ reference.root_FF
+        overlap = np.sqrt(np.linalg.eigvalsh(inner_FF).clip(min=0)).sum()
+        shift = float(((self.mean_F - reference.mean_F) ** 2).sum())
+        traces = float(np.trace(self.covariance_FF) + np.trace(reference.covariance_FF))
+        return max(0.0, shift + traces - 2 * float(overlap))
+
+
+def frechet_distance(features_NF: Float[np.ndarray, "N F"], reference_MF: Float[np.ndarray, "M F"]) -> float:
+    """Fréchet distance of two Gaussians fitted to features: FID with a sound classifier's features; 0 is best.
 
     Raises:
         ValueError: fewer than two clips, or other features than the reference's.
     """
-    a, b = _rows("features", features_NF), _rows("reference features", reference_MF)
-    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features {a.shape} and {b.shape}: equally many columns and at least two rows are needed")
-    covariance_a, covariance_b = (np.cov(x, rowvar=False).reshape(a.shape[1], -1) for x in (a, b))
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    # C C' is similar to root C' root, which is symmetric: its eigenvalues are real and the root of no matrix is guessed
-    overlap = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(min=0)).sum()
-    shift = float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum())
-    return max(0.0, shift + float(np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap))
+    return FeatureGaussian.of(features_NF).distance(FeatureGaussian.of(reference_MF))
 
 
 def inception_score(probabilities_NO: Float[np.ndarray, "N O"], *, convention: str = "standard") -> float:
@@ -91,8 +127,7 @@ def modified_inception_score(probabilities_NO: Float[np.ndarray, "N O"], *, conv
     with np.errstate(divide="ignore"):
         log_NO = np.log(p_NO)
     if convention == "sashimi":
-        dice, pairs = np.random.RandomState(0), np.arange(len(p_NO))
-        i, j = np.array([dice.choice(pairs, size=2, replace=True) for _ in range(_SASHIMI_PAIRS)]).T
+        i, j = _sashimi_pairs(len(p_NO))
         return float(np.exp(_times_log(p_NO[i], log_NO[i] - log_NO[j]).sum(axis=1).mean()))
     # sum over ordered pairs of KL(p_i | p_j) = N sum_i p_i log p_i - (sum_i p_i)(sum_j log p_j); i = j adds nothing
     count = len(p_NO)
@@ -258,6 +293,13 @@ def _probabilities(values: np.ndarray, convention: str = "standard") -> Float[np
     if (p_NO < 0).any() or np.abs(p_NO.sum(axis=1) - 1).max() > 1e-3:
         raise ValueError("probabilities must be at least 0 and sum to 1 in every row: give softmax(logits), not logits")
     return p_NO / p_NO.sum(axis=1, keepdims=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _sashimi_pairs(count: int) -> np.ndarray:
+    """The two rows of each of its random pairs, drawn one pair at a time, as it does."""
+    dice, clips = np.random.RandomState(0), np.arange(count)
+    return np.array([dice.choice(clips, size=2, replace=True) for _ in range(_SASHIMI_PAIRS)]).T
 
 
 def _entropy(p: np.ndarray, axis: int = -1) -> np.ndarray:
