@@ -72,5 +72,27 @@ backbones_bench() {
 }
 synthetic_tasks() { logged synthetic_tasks 330 python3 experiments/synthetic/run.py --csv "$out/synthetic.csv" --commit "${COMMIT:-unknown}"; }
 
+# DNA; DNA is the folder that experiments/dna/data.py filled. Leaves the CSVs and $out/dna_run, a model for score and embed
+dna_pretrain() {
+  local begin=$SECONDS work limit=${DNA_SECONDS:-560}; work=$(mktemp -d)
+  local to="--out $out --commit ${COMMIT:-unknown} ${DNA_SMOKE:+--smoke}" from="--data ${DNA:-build/dna}"
+  [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf  # not installed: its configuration lies beside the packages
+  logged dna_markov $((limit - 5)) python3 experiments/dna/pretrain.py --parts markov,markov_both --work "$work/markov" $from \
+    ${to/"$out"/"$out/markov"} &  # on the CPU, meanwhile
+  logged dna_pretrain 320 python3 experiments/dna/pretrain.py --parts train --work "$work" $from $to
+  local left=$((limit - SECONDS + begin))
+  logged dna_context $((left - 5)) python3 experiments/dna/context.py --start "$work/runs/pretrain" --seconds $((left - 40)) \
+    --work "$work" $from $to
+  wait
+  rm -rf "$work"
+}
+
+# sound; DIGITS is the folder that experiments/audio/digits/data.py filled. Leaves CSVs, reports and sounds in $out/digits
+audio_digits() {
+  [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf  # not installed: its configuration lies beside the packages
+  OMP_NUM_THREADS=8 logged audio_digits 570 python3 experiments/audio/digits/run.py "${DIGITS:-build/digits/fsdd}" \
+    --out "$out/digits" --seconds "${DIGITS_SECONDS:-535}" --commit "${COMMIT:-unknown}" ${DIGITS_SMOKE:+--smoke}
+}
+
 for step in "$@"; do "$step"; done
 exit 0
