@@ -171,7 +171,7 @@ def test_bootstrap_draws_the_same_rows_of_all_and_the_same_for_a_seed():
         (lambda: modified_inception_score(TWO[:1]), "at least two clips"),
         (lambda: am_score(TWO, SURE), "2 classes against 4"),
         (lambda: accuracy(TWO, np.array([0])), "1 labels for 2 clips"),
-        (lambda: frechet_distance(TWO, SURE), "equally many columns"),
+        (lambda: frechet_distance(TWO, SURE), "2 features against 4"),
         (lambda: frechet_distance(TWO[:1], TWO), "at least two rows"),
         (lambda: tune_rejection(TWO, np.zeros(2)), "at least 10"),
         (lambda: bootstrap(accuracy, TWO, np.zeros(3)), "equally many"),
