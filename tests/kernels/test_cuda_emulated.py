@@ -1,4 +1,4 @@
-"""The CUDA scan's own sources on a CPU, a thread per CUDA thread (cuda_on_cpu/), against the reference. Slow, small.
+"""The CUDA scan's own sources on a CPU, a fibre per CUDA thread (cuda_on_cpu/), against the reference. Slow, small.
 
 Takes the whole path of `launch.py`; only the compiler and the launch are replaced. What it cannot show is what the
 hardware does: speed, approximate functions, races (compute-sanitizer looks for those on a GPU).
@@ -7,11 +7,10 @@ hardware does: speed, approximate functions, races (compute-sanitizer looks for 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import re
 import shutil
-import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,10 +24,9 @@ from seqkernels.selective_scan import reference
 from seqkernels.selective_scan.cuda import complex_ops, launch, plan
 from torch import Tensor
 
-HERE = Path(__file__).parent / "cuda_on_cpu"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+    pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="needs g++ on Linux"),
 ]
 
 # Every function of common.cuh that is written in PTX, in C++. A new one makes the compilation fail: asm() is refused.
@@ -53,43 +51,39 @@ def _ported(source: Path) -> str:
     for pattern, replacement in PORTED.items():
         text = re.sub(pattern, lambda _match, new=replacement: new, text)
     assert "asm" not in text, re.findall(r".*asm.*", text)
-    return '#include "cuda_on_cpu.h"\n' + text.replace("#pragma once", "")
+    return text.replace("#pragma once", "")
 
 
 class EmulatedKernel:
     """Like `nvrtc.Kernel`, on CPU tensors."""
 
-    def __init__(self, folder: Path, source: Path, entry: str, args: str, defines: Mapping[str, int]):
+    def __init__(self, compiled: Callable, source: Path, entry: str, args: str, defines: Mapping[str, int]):
         text = _ported(source)
         shared = "sizeof(Shared)" if "shared_units" in text else "0"
         text += (
-            f'extern "C" void run(const {args}* a, int x, int y, int threads, int shared) '
-            f"{{ cpu::launch({entry}, *a, x, y, threads, shared); }}\n"
-            f'extern "C" int shared_bytes() {{ return {shared}; }}\n'
+            f'extern "C" EXPORTED int run(const {args}* a, int x, int y, int threads, int shared) '
+            f"{{ return cpu::launch({entry}, *a, x, y, threads, shared); }}\n"
+            f'extern "C" EXPORTED int shared_bytes() {{ return {shared}; }}\n'
         )
-        macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-        name = hashlib.sha256((text + " ".join(macros)).encode()).hexdigest()[:16]
-        library, file = folder / f"{name}.so", folder / f"{name}.cpp"
-        file.write_text(text)
-        command = ["g++", "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-pthread", f"-I{HERE}", *macros]
-        subprocess.run([*command, str(file), "-o", str(library)], check=True)
-        self._library = ctypes.CDLL(str(library))
+        macros = "".join(f"#define {name} {value}\n" for name, value in sorted(defines.items()))
+        self._library = compiled(macros + text)
         self._args = nvrtc.struct_of(source, args)
 
     def launch(self, grid: int | tuple[int, int], threads: int, /, **arguments: Tensor | int | None) -> None:
         struct = self._args(**{n: v.data_ptr() if isinstance(v, Tensor) else v for n, v in arguments.items()})
         x, y = (grid, 1) if isinstance(grid, int) else grid
-        self._library.run(ctypes.byref(struct), x, y, threads, self._library.shared_bytes())
+        waiting = self._library.run(ctypes.byref(struct), x, y, threads, self._library.shared_bytes())
+        assert not waiting, f"{waiting} threads wait at a barrier that the others never come to"
 
 
 @pytest.fixture(scope="module")
-def emulation(tmp_path_factory: pytest.TempPathFactory):
-    folder, kernels = tmp_path_factory.mktemp("emulated"), {}
+def emulation(compiled_for_cpu):
+    kernels = {}
 
     def kernel(source: Path, entry: str, args: str, defines: Mapping[str, int], device: int) -> EmulatedKernel:
         key = (source, entry, *sorted(defines.items()))
         if key not in kernels:
-            kernels[key] = EmulatedKernel(folder, source, entry, args, defines)
+            kernels[key] = EmulatedKernel(compiled_for_cpu, source, entry, args, defines)
         return kernels[key]
 
     properties = SimpleNamespace(multi_processor_count=132, shared_memory_per_multiprocessor=228 * 1024)

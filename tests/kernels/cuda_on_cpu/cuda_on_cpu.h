@@ -1,16 +1,23 @@
-// Just enough of CUDA to run the kernels of this project on a CPU, block by block, a thread per CUDA thread: for tests of
-// their logic where there is no GPU. Included before common.cuh by test_cuda_emulated.py, which compiles with g++.
+// Just enough of CUDA to run the kernels of this project on a CPU, block by block: for tests of their logic where there is
+// no GPU. Included before common.cuh by the tests of emulated kernels, which compile with g++.
+//
+// A CUDA thread is a fibre: it runs until it has to wait at a barrier, then the next one runs, first to last in one round
+// and last to first in the next. So a barrier that is missing is seen, every time: a thread reads what others have yet to
+// write. A barrier that not all threads come to ends the launch.
 //
 // Copies are asynchronous here too, at their worst: a copy fills its destination with NaN when it is issued and writes it
 // only when its group is waited for, so that reading too early, or waiting for the wrong group, is seen.
 #pragma once
-#include <barrier>
+#include <ucontext.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <thread>
 #include <vector>
+
+// What Python calls; everything else is hidden, or libraries of other macros would share their variables.
+#define EXPORTED __attribute__((visibility("default")))
 
 #define __device__
 #define __host__
@@ -34,37 +41,63 @@ inline unsigned __float_as_uint(float f) { unsigned v; memcpy(&v, &f, 4); return
 
 namespace cpu {
 struct Index { int x = 0, y = 0; };
+struct Copy { char* to; std::vector<char> bytes; };
+struct Barrier {
+  int members = 0, arrived = 0, opened = 0;
+  void open_if_complete() { if (members > 0 && arrived == members) arrived = 0, opened++; }
+};
+struct Fibre {
+  ucontext_t place;
+  Index thread;
+  Barrier* barrier = nullptr;  // where it waits, until that has opened so many times
+  int until = 0;
+  bool done = false;
+  std::vector<std::vector<Copy>> groups;
+  std::vector<Copy> open_group;
+};
 struct Block {
-  std::barrier<> all;
-  std::vector<std::unique_ptr<std::barrier<>>> warps;
+  Barrier all;
+  std::vector<Barrier> warps;
   std::vector<float> exchange;
   char* shared;
-  Block(int threads, char* memory) : all(threads), exchange(threads), shared(memory) {
-    for (int i = 0; i < threads / 32; i++) warps.push_back(std::make_unique<std::barrier<>>(32));
-  }
 };
-struct Copy { char* to; std::vector<char> bytes; };
-inline thread_local Index thread, block;
-inline thread_local Block* current;
-inline thread_local std::vector<std::vector<Copy>> groups;
-inline thread_local std::vector<Copy> open_group;
+inline ucontext_t scheduler;
+inline Index thread, block;
+inline Block* current;
+inline Fibre* fibre;
+
+inline void wait_at(Barrier& barrier) {
+  fibre->barrier = &barrier;
+  fibre->until = barrier.opened + 1;
+  barrier.arrived++;
+  barrier.open_if_complete();
+  swapcontext(&fibre->place, &scheduler);
+}
+inline void leave(Barrier& barrier) {
+  barrier.members--;
+  barrier.open_if_complete();
+}
+inline Barrier& warp() { return current->warps[thread.x / 32]; }
 
 inline float shuffle_xor(float v, int mask) {
-  auto& warp = *current->warps[thread.x / 32];
   current->exchange[thread.x] = v;
-  warp.arrive_and_wait();
+  wait_at(warp());
   const float other = current->exchange[thread.x ^ mask];
-  warp.arrive_and_wait();
+  wait_at(warp());
   return other;
 }
 inline void copy(void* to, const void* from, int bytes, bool valid) {
   Copy c{(char*)to, std::vector<char>(bytes, 0)};
   if (valid) memcpy(c.bytes.data(), from, bytes);
   memset(to, 0xff, bytes);
-  open_group.push_back(std::move(c));
+  fibre->open_group.push_back(std::move(c));
 }
-inline void close_group() { groups.push_back(std::move(open_group)); open_group.clear(); }
+inline void close_group() {
+  fibre->groups.push_back(std::move(fibre->open_group));
+  fibre->open_group.clear();
+}
 inline void wait(int pending) {
+  auto& groups = fibre->groups;
   while ((int)groups.size() > pending) {
     for (auto& c : groups.front()) memcpy(c.to, c.bytes.data(), c.bytes.size());
     groups.erase(groups.begin());
@@ -75,32 +108,62 @@ inline unsigned short bf16(float f) {  // round to nearest even
   if ((v & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
   return (unsigned short)((v + 0x7fff + ((v >> 16) & 1)) >> 16);
 }
+// One round: every thread that need not wait runs up to its next barrier. False if there was none.
+inline bool run_round(std::vector<Fibre>& fibres, bool backwards) {
+  bool any = false;
+  for (size_t i = 0; i < fibres.size(); i++) {
+    Fibre& next = fibres[backwards ? fibres.size() - 1 - i : i];
+    if (next.done || (next.barrier && next.barrier->opened < next.until)) continue;
+    any = true, next.barrier = nullptr, fibre = &next, thread = next.thread;
+    swapcontext(&scheduler, &next.place);
+  }
+  return any;
+}
 template <typename Kernel, typename Args>
-void launch(Kernel kernel, const Args& args, int blocks_x, int blocks_y, int threads, int shared_bytes) {
-  for (int y = 0; y < blocks_y; y++)
-    for (int x = 0; x < blocks_x; x++) {
-      std::unique_ptr<char[]> raw(new char[shared_bytes + 128]);
-      memset(raw.get(), 0xff, shared_bytes + 128);  // NaN: shared memory starts with anything
-      Block shared(threads, (char*)(((uintptr_t)raw.get() + 127) / 128 * 128));
-      std::vector<std::thread> all;
-      for (int t = 0; t < threads; t++)
-        all.emplace_back([&, t] {
-          thread = {t, 0};
-          block = {x, y};
-          current = &shared;
-          groups.clear();
-          open_group.clear();
-          kernel(args);
-          shared.all.arrive_and_drop();
-          shared.warps[t / 32]->arrive_and_drop();
-        });
-      for (auto& t : all) t.join();
+struct Call {
+  static inline Kernel kernel;
+  static inline const Args* args;
+  static void run() {
+    kernel(*args);
+    fibre->done = true;
+    leave(current->all);
+    leave(warp());
+    setcontext(&scheduler);
+  }
+};
+// Threads that were left waiting at a barrier others never came to: 0, or the kernel is wrong.
+template <typename Kernel, typename Args>
+int launch(Kernel kernel, const Args& args, int blocks_x, int blocks_y, int threads, int shared_bytes) {
+  constexpr size_t STACK = 1 << 18;
+  std::vector<char> stacks(threads * STACK);
+  Call<Kernel, Args>::kernel = kernel;
+  Call<Kernel, Args>::args = &args;
+  for (int number = 0; number < blocks_x * blocks_y; number++) {
+    block = {number % blocks_x, number / blocks_x};
+    std::vector<char> raw(shared_bytes + 128, (char)0xff);  // NaN: shared memory starts with anything
+    Block shared{{threads}, std::vector<Barrier>(threads / 32, {32}), std::vector<float>(threads),
+                 (char*)(((uintptr_t)raw.data() + 127) / 128 * 128)};
+    current = &shared;
+    std::vector<Fibre> fibres(threads);
+    for (int t = 0; t < threads; t++) {
+      Fibre& made = fibres[t];
+      made.thread = {t, 0};
+      getcontext(&made.place);
+      made.place.uc_stack.ss_sp = stacks.data() + t * STACK;
+      made.place.uc_stack.ss_size = STACK;
+      makecontext(&made.place, Call<Kernel, Args>::run, 0);
     }
+    for (int round = number; run_round(fibres, round % 2); round++) {}
+    int waiting = 0;
+    for (const Fibre& one : fibres) waiting += !one.done;
+    if (waiting) return waiting;
+  }
+  return 0;
 }
 }  // namespace cpu
 
 #define threadIdx cpu::thread
 #define blockIdx cpu::block
-inline void __syncthreads() { cpu::current->all.arrive_and_wait(); }
-inline void __syncwarp() { cpu::current->warps[cpu::thread.x / 32]->arrive_and_wait(); }
+inline void __syncthreads() { cpu::wait_at(cpu::current->all); }
+inline void __syncwarp() { cpu::wait_at(cpu::warp()); }
 inline float __shfl_xor_sync(unsigned, float v, int mask) { return cpu::shuffle_xor(v, mask); }
