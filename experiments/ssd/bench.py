@@ -2,16 +2,18 @@
 
     python experiments/ssd/bench.py FILE.csv [COMMIT] [first] [layer] [op] [decode] [profile]
 
-Needs a GPU; without names it runs all parts. Parameters fp32 under bf16 autocast. Times are CUDA-event times (20th,
-50th, 80th percentile). "first" is the first forward and backward of the process at each shape, compilation included
-(clear Triton's cache for an honest one). "profile" prints the time of each kernel and writes no row. Peer times:
-mamba_ssm 2.3.2 on the same kind of GPU, d_state 128, head dim 64.
+Needs a GPU; without names it runs all parts. Parameters fp32 under bf16 autocast, backward in the calling thread, as
+`seqmodels train` has both. Times are CUDA-event times (20th, 50th, 80th percentile). "first" is the first forward and
+backward of the process at each shape, compilation included (clear Triton's cache for an honest one). "profile" prints
+the time of each kernel and writes no row. Peer times: mamba_ssm 2.3.2 on the same kind of GPU, d_state 128, head dim
+64.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -52,18 +54,28 @@ def peak_gib(call: Callable[[], Any]) -> float:
     return torch.cuda.max_memory_allocated() / 2**30
 
 
-def layer_calls(d_model: int, B: int, L: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Forward, and forward with backward, of one layer."""
+class OutputAlone(torch.nn.Module):
+    """A layer under autocast, without its state."""
+
+    def __init__(self, layer: Mamba2):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            return self.layer(x_BLD)[0]
+
+
+def layer_calls(d_model: int, B: int, L: int, *, graphed: bool = False) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Forward, and forward with backward, of one layer; launched kernel by kernel or as CUDA graphs."""
     torch.manual_seed(0)
     layer = Mamba2(d_model).cuda()
     x = torch.randn(B, L, d_model, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    grad = torch.randn_like(x)
-
-    def forward() -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            return layer(x)[0]
-
-    return torch.no_grad()(forward), lambda: forward().backward(grad)
+    grad, leaves = torch.randn_like(x), [x, *layer.parameters()]
+    run: Callable[..., torch.Tensor] = OutputAlone(layer)
+    if graphed:
+        run = torch.cuda.make_graphed_callables(run, (x,))  # type: ignore[assignment, arg-type]
+    return torch.no_grad()(lambda: run(x)), lambda: torch.autograd.grad(run(x), leaves, grad)
 
 
 def sizes(d_model: int) -> dict[str, int]:
@@ -88,6 +100,12 @@ def layer_rows() -> Iterator[dict[str, Any]]:
         yield shape | {"mode": "fwd+bwd", "times": time_ms(both), "peak_gib": peak_gib(both), "peer_ms": peer}
         del forward, both
         torch.cuda.empty_cache()
+        if L < 100_000:  # what a layer takes when the GPU does not wait for Python
+            _, both = layer_calls(d_model, B, L, graphed=True)
+            yield shape | {"mode": "fwd+bwd, cuda graph", "times": time_ms(both), "peer_ms": peer}
+            del both
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def op_rows() -> Iterator[dict[str, Any]]:
@@ -165,6 +183,11 @@ def profile() -> None:
         torch.cuda.empty_cache()
 
 
+def one_thread(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    with torch.autograd.set_multithreading_enabled(False):
+        yield from rows
+
+
 def main() -> None:
     import triton
 
@@ -182,7 +205,7 @@ def main() -> None:
             if part == "profile":
                 profile()
                 continue
-            for row in parts[part]():
+            for row in one_thread(parts[part]()):
                 low, middle, high = row.pop("times")
                 peer = row.get("peer_ms")
                 row |= {
