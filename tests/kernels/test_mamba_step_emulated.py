@@ -19,7 +19,10 @@ from seqkernels.mamba_step.cuda import launch
 from seqkernels.mamba_step.cuda.launch import Convolve, Projection, Scan, Sizes
 from torch import Tensor
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="needs g++ on Linux")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="needs g++ on Linux"),
+]
 
 # Every function of common.cuh that is written in PTX, in C++; a new one makes the compilation fail: asm() is refused.
 PORTED = {
