@@ -56,7 +56,12 @@ kernel_tests() { logged kernel_tests 300 python3 -m pytest -p no:cacheprovider -
 # models
 model_bench() { logged model_bench 150 python3 experiments/mamba_model/bench.py "$out/mamba_model.csv" "${COMMIT:-unknown}"; }
 generation_speed() {
-  logged generation_speed 90 python3 experiments/audio/generation_speed.py --csv "$out/generation.csv" --commit "${COMMIT:-unknown}"
+  logged generation_speed 100 python3 experiments/audio/generation_speed.py --csv "$out/generation.csv" \
+    --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke}
+}
+step_equality() {
+  logged step_equality 90 python3 experiments/audio/step_equality.py --csv "$out/generation_equality.csv" \
+    --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke}
 }
 describe_memory() { logged describe_memory 300 python3 experiments/describe/check_memory.py "$out/describe_memory.csv" "${COMMIT:-unknown}"; }
 layer_tests() {  # FLA: a folder with flash-linear-attention unpacked, for the tests of its layers
@@ -92,6 +97,43 @@ audio_digits() {
   [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf  # not installed: its configuration lies beside the packages
   OMP_NUM_THREADS=8 logged audio_digits 570 python3 experiments/audio/digits/run.py "${DIGITS:-build/digits/fsdd}" \
     --out "$out/digits" --seconds "${DIGITS_SECONDS:-535}" --commit "${COMMIT:-unknown}" ${DIGITS_SMOKE:+--smoke}
+}
+
+# speech and music: SPEECH and MUSIC are folders that experiments/audio/{speech,music}/data.py filled. MUSIC holds MIDI files:
+# they are rendered into PIANO first. Leaves tables and sounds in $out/speech and $out/music
+piano=${PIANO:-/tmp/seqmodels-piano}
+audio_speech() {
+  [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf  # not installed: its configuration lies beside the packages
+  OMP_NUM_THREADS=8 logged audio_speech 170 python3 experiments/audio/speech/run.py "${SPEECH:-build/speech}" \
+    --out "$out/speech" --seconds "${SPEECH_SECONDS:-120}" --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke}
+}
+audio_render() {
+  [ -e "$piano/manifest.csv" ] && return
+  local wheel; wheel=$(mktemp -d)
+  python3 -c 'import tinysoundfont' 2>/dev/null || python3 -m zipfile -e .whl/tinysoundfont-*-cp312-*.whl "$wheel"
+  logged audio_render 250 python3 experiments/audio/music/render.py "${MUSIC:-build/music}" "$piano" --wheel "$wheel" \
+    --workers "${RENDER_WORKERS:-12}" ${AUDIO_SMOKE:+--limit-s 3}
+}
+audio_music() {
+  [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf
+  local seconds=${MUSIC_SECONDS:-300}
+  audio_render
+  OMP_NUM_THREADS=8 logged audio_music $((seconds + 40)) python3 experiments/audio/music/run.py "$piano" --out "$out/music" \
+    --seconds "$seconds" --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke}
+}
+audio() {  # all four, 570 s; the piano is rendered while the GPU does the first two
+  local begin=$SECONDS
+  audio_render &
+  step_equality
+  audio_speech
+  wait
+  generation_speed
+  MUSIC_SECONDS=${MUSIC_SECONDS:-$((535 - SECONDS + begin))} audio_music
+}
+dna_inference() {  # DNA_RUN: a run folder of a causal DNA model, as dna_pretrain leaves it
+  [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf
+  logged dna_inference 255 python3 experiments/dna/inference/run.py --run "${DNA_RUN:-build/dna_run}" --out "$out" \
+    --commit "${COMMIT:-unknown}" ${DNA_SMOKE:+--smoke}
 }
 
 for step in "$@"; do "$step"; done
