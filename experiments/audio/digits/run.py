@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,7 +28,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from domains.audio.datasets import AudioCorpus
+    from seqmodels.inference import LoadedModel
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[2]))  # the repository: `python experiments/...` puts only this folder on the path
@@ -80,11 +85,9 @@ class Digits:
     def __init__(self, study: Study, options: argparse.Namespace) -> None:
         self.study, self.options = study, options
         self.segment = 96 if options.smoke else SEGMENT
-        self.data = [
-            f"domain.dataset.folder={options.data}", f"domain.dataset.segment_samples={self.segment}",
-            f"domain.dataset.cache_folder={study.runs.resolve() / 'cache'}",
-        ]  # fmt: skip
-        self.judge = study.runs / "classifier"
+        self.data = [f"domain.dataset.folder={options.data}", f"domain.dataset.segment_samples={self.segment}"]
+        self.judge: tuple[LoadedModel, AudioCorpus] | None = None  # the classifier, and what it was trained on
+        self.real_are_scored: set[str] = set()  # conventions in which the real clips' rows are written
 
     # -------------------------------------------------------------------------------------------------- training
 
@@ -122,14 +125,22 @@ class Digits:
         return float(rows[-1]["tokens_per_second"]), words
 
     def classifier(self) -> None:
-        """Trains the judge, and another where it hears too little; the better one on validation clips is taken."""
+        """Trains the judge, and another where it hears too little; the better one on validation clips is used."""
         accuracies: dict[str, float] = {}
         for name, words in CLASSIFIERS.items():
             accuracies[name] = self.one_classifier(name, *(TINY["classifier"] if self.options.smoke else words))
             best = max(accuracies, key=accuracies.__getitem__)
-            self.judge = self.study.runs / best
             if accuracies[best] >= GOOD_ENOUGH or self.options.smoke:
-                return
+                break
+        self.use_classifier(self.study.runs / best)
+
+    def use_classifier(self, run: Path) -> None:
+        """Loads the judge and its data once for all models."""
+        from seqmodels.inference import load
+        from seqmodels.instantiate import build
+        from seqmodels.training.run_folder import RunFolder
+
+        self.judge = load(run), build(RunFolder.open(run).read_config()["domain"]["dataset"])
 
     def one_classifier(self, name: str, *words: str) -> float:
         """Its accuracy on validation clips; both held-out splits go to the table, its mistakes to JSON."""
@@ -155,15 +166,12 @@ class Digits:
         if is_told:
             words = [*words, "condition=class"]
         run, about = self.trained(name, self.options.train_seconds, BATCH, "experiment=digits", *words)
-        for split in ("valid", "test"):
-            report = self.study.evaluate(
-                run, f"split={split}", "data.batch_size=32", f"domain.dataset.segment_samples={WHOLE}"
-            )
-            for metric in ("bits_per_sample", "accuracy"):
-                self.study.row(
-                    what="bits", set=split, metric=metric, value=round(report["metrics"][metric], 5),
-                    clips=report["sequences"], **about,
-                )  # fmt: skip
+        report = self.study.evaluate(run, "data.batch_size=32", f"domain.dataset.segment_samples={WHOLE}")
+        for metric in ("bits_per_sample", "accuracy"):
+            self.study.row(
+                what="bits", set="test", metric=metric, value=round(report["metrics"][metric], 5),
+                clips=report["sequences"], **about,
+            )  # fmt: skip
         self.study.attempt(f"{name}: sounds", lambda: self.sounds(name, run), needs_s=self.options.sounds_need_s)
 
     # ---------------------------------------------------------------------------------------------------- sounds
@@ -185,26 +193,32 @@ class Digits:
         shutil.copy(made / "samples.tsv", kept / "all.tsv")
         for row in table[:KEPT_SOUNDS]:  # the first ones: nobody chose
             shutil.copy(made / row["file"], kept / row["file"])
-        if not self.judge.exists():
+        if self.judge is None:
             self.study.row(status="left out: there is no classifier", what="scores", model=name)
             return
-        self.score(name, run, "standard", [])
-        published = ["scorer.convention=sashimi", "scorer.reference=train", "scorer.resamples=0"]
-        self.score(name, run, "sashimi", published)
+        self.score(name, made, convention="standard", reference="test", resamples=self.options.resamples)
+        self.score(name, made, convention="sashimi", reference="train", resamples=0)
 
-    def score(self, name: str, run: Path, convention: str, words: list[str]) -> None:
-        """`seqmodels evaluate run=… classifier=…`, one row a score and set of clips."""
-        resamples = [f"scorer.resamples={self.options.resamples}"] if convention == "standard" else []
-        report = self.study.evaluate(run, f"classifier={self.judge}", "max_batches=1", *resamples, *words)["sounds"]
+    def score(self, name: str, made: Path, **how: Any) -> None:
+        """What `seqmodels evaluate run=… classifier=…` prints of sounds: a row a score and set of clips."""
+        from domains.audio.metrics import SampleScores
+
+        assert self.judge is not None
+        report, convention = SampleScores(**how)(*self.judge, made), how["convention"]
         (self.study.out / f"scores_{name}_{convention}.json").write_text(json.dumps(report, indent=1, default=str))
         note = f"{convention}, against {report['reference']}"
-        if "rejection" in report:
-            note += f", kept {report['rejection']['lower']:.2f} to {report['rejection']['upper']:.2f}"
         for what, row in report["rows"].items():
-            for metric in SCORES:
-                if metric in row:
-                    self.study.row(what="scores", model=name, set=what, metric=metric, clips=row["clips"], note=note,
-                                   **rounded(row[metric]))  # fmt: skip
+            is_real = what.endswith("(real)")
+            if is_real and convention in self.real_are_scored:
+                continue
+            share = report["rejection"] if what.endswith("rejection") else {}
+            kept = f", kept {share['lower']:.2f} to {share['upper']:.2f}" if share else ""
+            for metric in (metric for metric in SCORES if metric in row):
+                self.study.row(
+                    what="scores", model="real" if is_real else name, set=what, metric=metric, clips=row["clips"],
+                    note=note + kept, **rounded(row[metric]._asdict()),
+                )  # fmt: skip
+        self.real_are_scored.add(convention)
 
     # -------------------------------------------------------------------------------------------------- baselines
 
@@ -227,9 +241,9 @@ class Digits:
                 )  # fmt: skip
 
 
-def rounded(score: Mapping[str, float | None]) -> dict[str, Any]:
-    """A score's value and interval for the table."""
-    return {key: "" if score[key] is None else round(float(score[key] or 0.0), 5) for key in ("value", "low", "high")}
+def rounded(score: Mapping[str, float]) -> dict[str, Any]:
+    """A score's value and interval for the table; empty where there is no interval."""
+    return {key: "" if math.isnan(number) else round(number, 5) for key, number in score.items()}
 
 
 def read_rows_tsv(path: Path) -> list[dict[str, str]]:
