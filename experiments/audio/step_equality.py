@@ -40,7 +40,8 @@ def sharpened(model: SequenceModel) -> SequenceModel:
     device = model.backbone.embedding.weight.device
     ids_1L = torch.randint(0, model.backbone.vocab_size, (1, 512), generator=torch.Generator().manual_seed(0))
     logits_1LV, _ = model(ids_1L.to(device))
-    model.backbone.norm_f.weight *= LOGIT_STD / logits_1LV.float().std()
+    last_norm: Any = model.backbone.norm_f
+    last_norm.weight *= LOGIT_STD / logits_1LV.float().std()
     return model
 
 

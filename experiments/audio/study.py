@@ -53,7 +53,7 @@ class Study:
 
     def row(self, status: str = "ok", **values: Any) -> None:
         """Appends a row at once; columns without a value stay empty."""
-        row = {**{name: "" for name in self._columns}, **self._machine, **values, "status": status}
+        row = {**dict.fromkeys(self._columns, ""), **self._machine, **values, "status": status}
         assert row.keys() <= set(self._columns), row.keys() - set(self._columns)
         new = not self.table.exists()
         with open(self.table, "a", newline="") as file:
@@ -95,7 +95,6 @@ class Study:
             torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
         self.say(f"seqmodels train name={name} {' '.join(words)}")
-        # Quoted: Hydra reads bare = and , in a value as its own.
         result = train_words(*words, f"name={name}", f"paths.runs={self.runs.resolve()}", "data.num_workers=0")
         rows = [row for row in read_rows(result.run_dir / "metrics.csv") if row["split"] == "train"]
         rates = sorted(float(row["tokens_per_second"]) for row in rows[len(rows) // 4 :])  # the first compile kernels

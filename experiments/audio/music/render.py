@@ -42,24 +42,24 @@ class Key(NamedTuple):
 
 def keys_of(path: Path) -> list[Key]:
     """What the synthesizer is told, in the order of time, releases held back by the pedal."""
-    from tinysoundfont.midi import ControlChange, NoteOff, NoteOn, load
+    from tinysoundfont import midi  # pyright: ignore[reportMissingImports]
 
     told: list[Key] = []
     held: set[int] = set()
     down = False
-    for event in load(str(path)):
+    for event in midi.load(str(path)):
         action = event.action
-        if isinstance(action, ControlChange) and action.control == PEDAL:
+        if isinstance(action, midi.ControlChange) and action.control == PEDAL:
             down = action.control_value >= PEDAL_DOWN
             if not down:
                 told += [Key(event.t, key, 0) for key in sorted(held)]
                 held.clear()
-        elif isinstance(action, NoteOn) and action.velocity:
+        elif isinstance(action, midi.NoteOn) and action.velocity:
             if action.key in held:  # struck again while it still sounds
                 told.append(Key(event.t, action.key, 0))
                 held.discard(action.key)
             told.append(Key(event.t, action.key, action.velocity))
-        elif isinstance(action, NoteOn | NoteOff):
+        elif isinstance(action, midi.NoteOn | midi.NoteOff):
             if down:
                 held.add(action.key)
             else:
@@ -69,7 +69,7 @@ def keys_of(path: Path) -> list[Key]:
 
 def rendered(keys: list[Key], font: Path, begin_s: float, end_s: float) -> np.ndarray:
     """(S,) int16 of [begin_s, end_s), every key at its own sample."""
-    import tinysoundfont
+    import tinysoundfont  # pyright: ignore[reportMissingImports]
 
     synth = tinysoundfont.Synth(gain=GAIN_DB, samplerate=RATE_HZ)
     synth.program_select(0, synth.sfload(str(font)), 0, 0)
@@ -137,10 +137,10 @@ def render(folder: Path, out: Path, *, workers: int, limit_s: float | None = Non
             file.setsampwidth(2)
             file.setframerate(RATE_HZ)
             file.writeframes(sound.tobytes())
-        clipped = int((np.abs(sound.astype(np.int32)) >= 32767).sum())
         rows.append({"path": f"{song.stem}.wav", "split": split})
-        print(f"{song.stem}: {len(sound) / RATE_HZ:.1f} s, {split}, peak {np.abs(sound.astype(np.int32)).max() / 32768:.3f}"
-              f", rms {np.sqrt(np.mean(np.square(sound / 32768))):.4f}, {clipped} clipped", flush=True)  # fmt: skip
+        level_S = np.abs(sound / 32768)
+        facts = f"peak {level_S.max():.3f}, rms {np.sqrt(np.mean(level_S**2)):.4f}, {(level_S > 0.9999).sum()} clipped"
+        print(f"{song.stem}: {len(sound) / RATE_HZ:.1f} s, {split}, {facts}", flush=True)
     partial = out / "manifest.csv.partial"
     with open(partial, "w", newline="") as file:
         table = csv.DictWriter(file, ["path", "split"])

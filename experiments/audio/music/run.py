@@ -1,14 +1,15 @@
 """Piano, bits a sample by context: one model a context, 2^13 to 2^20 samples, equally many samples seen by each.
 
-    python experiments/audio/music/run.py /tmp/piano --out OUT --seconds 330     on a GPU; /tmp/piano is made by render.py
+    python experiments/audio/music/run.py /tmp/piano --out OUT --seconds 360     on a GPU; render.py makes /tmp/piano
     python experiments/audio/music/run.py /tmp/piano --out OUT --smoke           tiny, on a CPU: does it run?
 
 Every optimizer step reads 2^20 samples, in 128 rows of 2^13 or one row of 2^20 (Table 14 of the Mamba paper has such
 lengths and batches); every model takes the same number of steps, as many as the time allows for. The rate is chosen
-once, at 2^16. Then: bits a sample on whole held-out files cut into the model's own context; the same with contexts of
-2^20 for all (the state carried on past what training showed); bits by how many samples the model has heard before; flat
-Mamba at three contexts; continuations of a real prefix by the model with the longest context. Rows go to OUT/music.csv
-as they are measured, Markov models' (a process of its own beside it) to OUT/music_markov.csv.
+once, at 2^16. Then: bits a sample on whole held-out files cut into the model's own context; the same in windows of
+2^20 for all (the state carried on past what training showed), also by how many samples of the window the model has
+heard before; continuations of a real prefix by the model with the longest context; flat Mamba, as many seconds a step,
+at the contexts that time is left for. Rows go to OUT/music.csv as they are measured, Markov models' (a process of its
+own beside it) to OUT/music_markov.csv.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ sys.path.insert(0, str(HERE.parents[2]))  # the repository: `python experiments/
 from experiments.audio.study import ON_GPU, Study, markov_rows, parameters  # noqa: E402
 
 STEP_TOKENS, POWERS = 2**20, (13, 20, 16, 18, 15, 17, 14, 19)  # in this order: a run that is cut short has the ends
-FLAT_POWERS, RATES, RATE_POWER = (16, 13, 20), (0.002, 0.004, 0.008), 16
+FLAT_POWERS, RATES, RATE_POWER = (16, 20, 13), (0.004, 0.008), 16
 RATE_STEPS, PROBE_STEPS = 40, 8
-GENERATION_S, A_RUN_S = 45, 9  # set aside for what comes last; what a run costs besides its steps
+GENERATION_S, FLAT_S, A_RUN_S = 35, 30, 7  # set aside for what comes beside; what a run costs besides its steps
 RATE_HZ, PREFIX_FILE, PREFIX_BEGIN_S, PREFIX_S, NEW_S = 16_000, "Maestro_4", 60, 50, 10
 MODELS = {
-    "unet": ["backbone=unet"],  # S4D and MLP at 16 and 4 kHz, Mamba at 1 kHz; 1.8 million parameters
-    "flat": ["backbone=stack", "layer=mamba", "backbone.n_layers=8", "backbone.d_model=176"],  # about as many
+    # S4D and MLP at 16 and 4 kHz, once on each way; four Mamba blocks at 1 kHz: 2.4 million parameters
+    "unet": ["backbone=unet", "backbone.n_layers=1", "backbone.outer=s-", "backbone.centre=mmmm"],
+    "flat": ["backbone=stack", "layer=mamba", "backbone.n_layers=6", "backbone.d_model=96"],
 }
 TINY = {
     "unet": ["backbone=unet", "backbone.d_model=8", "backbone.n_layers=1", "backbone.layers.s4d.d_state=4"],
@@ -45,7 +47,7 @@ TINY = {
 }
 COLUMNS = [
     "what", "model", "parameters", "context", "batch", "steps", "tokens", "lr", "bits_valid", "bits_test",
-    "bits_test_2e20", "tokens_per_s", "peak_gib", "temperature", "top_p", "note",
+    "bits_test_longest", "tokens_per_s", "peak_gib", "temperature", "note",
 ]  # fmt: skip
 POSITION_COLUMNS = ["what", "model", "context", "heard_from", "heard_to", "bits", "tokens"]
 MARKOV_COLUMNS = ["what", "order", "bits_test", "tokens"]
@@ -89,18 +91,19 @@ class Music:
         """Seconds of a step, the mean of the shortest and the longest context; compiles the kernels."""
         found = []
         for power in (min(self.powers), max(self.powers)):
-            words = self.words("unet", power, steps=PROBE_STEPS, lr=0.001)
+            steps = 2 if self.smoke else PROBE_STEPS
+            words = self.words("unet", power, steps=steps, lr=0.001)
             _, cost = self.study.train(
                 f"probe_{power}", *words, "trainer.val_every_steps=0", "trainer.log_every_steps=1"
             )
             found.append(self.step_tokens / float(cost["tokens_per_s"]))
-            self.study.row(what="probe", model="unet", context=2**power, steps=PROBE_STEPS, **cost)
+            self.study.row(what="probe", model="unet", context=2**power, steps=steps, **cost)
         return sum(found) / len(found)
 
     def best_rate(self) -> float:
         """The learning rate with the lowest validation loss after `RATE_STEPS` steps at one context."""
         found: dict[float, float] = {}
-        power, steps = (9, 3) if self.smoke else (RATE_POWER, RATE_STEPS)
+        power, steps = (9, 2) if self.smoke else (RATE_POWER, RATE_STEPS)
         for lr in RATES:
             made = self.study.attempt("rate", lambda lr=lr: self.train("unet", power, steps=steps, lr=lr), lr=lr)
             if made:
@@ -124,9 +127,7 @@ class Music:
         run = result.run_dir
         bits = {"bits_valid": f"{result.metrics['valid']['bits_per_sample']:.4f}"}
         bits |= {"bits_test": self.bits(run, 2**power)}
-        carried = bits["bits_test"] if 2**power == self.longest else self.bits(run, self.longest)
-        self.study.row(what="context", **facts, **bits, bits_test_2e20=carried)
-        self.by_position(run, model, power)
+        self.study.row(what="context", **facts, **bits, bits_test_longest=self.by_position(run, model, power))
         return run
 
     def bits(self, run: Path, length: int) -> str:
@@ -135,8 +136,9 @@ class Music:
         words = [*self.data(length), f"data.batch_size={batch}", "split=test", "checkpoint=last"]
         return f"{self.study.evaluate(run, *words)['metrics']['bits_per_sample']:.4f}"
 
-    def by_position(self, run: Path, model: str, power: int) -> None:
-        """Bits a sample of the test files by how many samples of its window the model has heard, in octaves."""
+    def by_position(self, run: Path, model: str, power: int) -> str:
+        """Bits a sample of the test files in whole windows of the longest context; rows by how many samples of its
+        window the model has heard, in octaves."""
         import torch
 
         from seqmodels.inference import load, token_log_likelihood
@@ -163,6 +165,7 @@ class Music:
                 heard_to=2 ** (int(octave) + 1), bits=f"{sums[octave] / counts[octave] / math.log(2):.4f}",
                 tokens=int(counts[octave]),
             )  # fmt: skip
+        return f"{sums.sum() / counts.sum() / math.log(2):.4f}"
 
     def test_windows(self) -> list[np.ndarray]:
         """Ids of the test files in whole windows of the longest context."""
@@ -186,31 +189,38 @@ class Music:
         write_wav(prefix, piece[:border])
         shown = min(border, 5 * RATE_HZ)
         write_wav(out / "real.wav", piece[border - shown :])  # the end of the prefix, and what really came
-        for name, drawing in (("t1", []), ("p95", ["top_p=0.95"])):
-            begin = time.perf_counter()
-            target = out / f"continuation_{name}.wav"
-            made = self.study.attempt(
-                "continuation",
-                lambda target=target, drawing=drawing: self.study.generate(
-                    run, "checkpoint=last", f"prompt={prefix}", f"seconds={seconds[1]}", f"output={target}", "seed=1",
-                    "figure=false", *drawing,
-                ),
-                needs_s=0 if self.smoke else 25,
-                note=name,
-            )  # fmt: skip
-            if made:
-                took = time.perf_counter() - begin
-                new = read_wav(target, 0, seconds[1])
-                write_wav(out / f"heard_{name}.wav", np.concatenate([piece[border - shown : border], new]))
-                self.study.row(
-                    what="continuation", model="unet", context=self.longest, temperature=1.0, tokens=len(new),
-                    top_p=0.95 if drawing else "", seconds=f"{took:.1f}", tokens_per_s=f"{len(new) / took:.0f}",
-                    bits_test=self.bits_after(run, piece[:border], new), note=f"{name}: {border} samples of prefix",
-                )  # fmt: skip
-        self.study.row(
-            what="continuation", model="real", context=self.longest, tokens=len(piece) - border, note="what really came",
-            bits_test=self.bits_after(run, piece[:border], piece[border:]),
+        seconds_new, asked_s = seconds[1], self.affordable_s(run, seconds[1])
+        if asked_s < seconds_new:
+            self.study.say(f"steps are slow: {asked_s:.2f} s are made, not {seconds_new}")
+        begin = time.perf_counter()
+        files = self.study.generate(
+            run, "checkpoint=last", f"prompt={prefix}", f"seconds={asked_s}", "num_samples=2", "seed=1",
+            f"output={out / 'continuation.wav'}", "figure=false",
         )  # fmt: skip
+        took = time.perf_counter() - begin
+        for name in files[:2]:
+            new = read_wav(Path(name), 0, asked_s)
+            write_wav(out / f"heard_{Path(name).stem[-1]}.wav", np.concatenate([piece[border - shown : border], new]))
+            self.study.row(
+                what="continuation", model="unet", context=self.longest, temperature=1.0, tokens=len(new),
+                seconds=f"{took:.1f}", tokens_per_s=f"{2 * len(new) / took:.0f}",
+                bits_test=self.bits_after(run, piece[:border], new), note=f"{Path(name).name} after {border} samples",
+            )  # fmt: skip
+        self.study.row(
+            what="continuation", model="real", context=self.longest, tokens=len(piece) - border,
+            bits_test=self.bits_after(run, piece[:border], piece[border:]), note="what really came",
+        )  # fmt: skip
+
+    def affordable_s(self, run: Path, wanted_s: float) -> float:
+        """Seconds of sound that can be made in the time set aside for it, at most those wanted."""
+        from experiments.audio.generation_speed import measured
+        from seqmodels.inference import load
+
+        if self.smoke:
+            return wanted_s
+        step_ms = float(measured(load(str(run), None, which="last").model, 2, 256)["ms_per_step"])
+        self.study.say(f"{step_ms:.3f} ms a step of generation")
+        return min(wanted_s, round(GENERATION_S / step_ms * 1000 / RATE_HZ, 2))
 
     def bits_after(self, run: Path, prefix: np.ndarray, new: np.ndarray) -> str:
         """Bits a sample that the model gives sound after the prefix."""
@@ -257,8 +267,8 @@ def study(music: Music) -> None:
     log = music.study
     a_step_s = log.attempt("probe", music.probe) or 0.25
     lr = music.best_rate()
-    per_context_s = 0.75 * (log.left_s - GENERATION_S) / len(music.powers)
-    steps = 4 if music.smoke else int(min(1000, max(20, (per_context_s - A_RUN_S) / a_step_s)))
+    per_context_s = (log.left_s - GENERATION_S - FLAT_S) / len(music.powers)
+    steps = 2 if music.smoke else int(min(1000, max(20, (per_context_s - A_RUN_S) / a_step_s)))
     log.say(f"{a_step_s:.3f} s a step; {steps} steps a context, lr {lr}")
     runs: dict[int, Path] = {}
     needs_s = 0 if music.smoke else A_RUN_S + 0.8 * steps * a_step_s
@@ -285,14 +295,15 @@ def markov(options: argparse.Namespace) -> None:
     most, order = (2**16, 1) if options.smoke else (2**28, 3)
     for row in markov_rows(corpus_words(options.sound, 2**16), "test", order, most):
         seconds = f"{time.perf_counter() - begin:.0f}"
-        table.row(what="markov", order=row["order"], bits_test=f"{row['bits']:.4f}", tokens=row["tokens"], seconds=seconds)
+        facts = {"order": row["order"], "bits_test": f"{row['bits']:.4f}", "tokens": row["tokens"]}
+        table.row(what="markov", **facts, seconds=seconds)
 
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sound", type=Path, help="folder with WAVs and manifest.csv, as render.py makes it")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables, figures' data and WAVs")
-    parser.add_argument("--seconds", type=float, default=330, help="begin nothing after so many seconds")
+    parser.add_argument("--seconds", type=float, default=360, help="begin nothing after so many seconds")
     parser.add_argument("--runs", type=Path, default=None, help="folder for the runs; a temporary one if not given")
     parser.add_argument("--commit", default=None, help="what to write where there is no git")
     parser.add_argument("--smoke", action="store_true", help="tiny models and contexts, for a CPU")

@@ -74,7 +74,7 @@ class Speech:
 
     def probe(self) -> float:
         """Seconds of a step; compiles the kernels."""
-        _, cost = self.train("unet", steps=4 if self.smoke else PROBE_STEPS, lr=0.001, often=0)
+        _, cost = self.train("unet", steps=2 if self.smoke else PROBE_STEPS, lr=0.001, often=0)
         self.study.row(what="probe", model="unet", **cost)
         return self.batch * self.segment / float(cost["tokens_per_s"])
 
@@ -139,7 +139,7 @@ def study(speech: Speech) -> None:
     log.attempt("markov", speech.markov)
     count = len(speech.models)
     each_s = (log.left_s - GENERATION_S) / count - A_RUN_S
-    steps = 4 if speech.smoke else int(min(1200, max(60, 0.9 * each_s / a_step_s)))
+    steps = 2 if speech.smoke else int(min(1200, max(60, 0.9 * each_s / a_step_s)))
     log.say(f"{a_step_s:.4f} s a step; {steps} steps a model")
     for name in speech.models:
         run = log.attempt(
