@@ -1,7 +1,7 @@
 """The k-mer baseline of sequence classification: counts of all k-mers of a window, then logistic regression.
 
-In: labelled records of token ids (a split of `SpeciesWindows`). Out: accuracy, macro recall and a confusion matrix, to
-be printed beside those of a model that has read the same windows.
+In: labelled records of token ids (splits of `SpeciesWindows`, or of a table of sequences). Out: accuracy, macro recall
+and a confusion matrix, to be printed beside those of a model that has read the same windows.
 
     result = kmer_baseline(corpus, k=5, train_windows=4096)
 """
@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from domains.dna.datasets import SpeciesWindows
+from domains.dna.datasets.sequence_corpus import SequenceCorpus
+from domains.dna.datasets.species_windows import LabelledWindows
 from domains.dna.intervals import Interval
 from domains.dna.tokenizer import BASE_IDS
 from seqmodels.data.record import Record, SampleKey
@@ -120,33 +121,41 @@ class LogisticRegression:
 
 
 def kmer_baseline(
-    corpus: SpeciesWindows,
+    corpus: LabelledWindows | SequenceCorpus,
     *,
     k: int = 5,
     train_windows: int = 4096,
     split: str = "test",
     l2_strengths: Sequence[float] = L2_STRENGTHS,
 ) -> ClassificationResult:
-    """Fits on windows of the training split and judges on `split`.
+    """Fits on the training split and judges on `split`.
 
     Args:
-        corpus: labelled windows.
+        corpus: labelled windows of genomes, or labelled sequences.
         k: length of the k-mers, 1..10.
-        train_windows: how many training windows to draw (epoch after epoch, in order).
+        train_windows: how many training windows to draw (epoch after epoch, in order); sequences are all taken, once.
         split: what to judge on: "valid" or "test".
-        l2_strengths: candidates; the one that predicts the last fifth of each training sequence best is taken.
+        l2_strengths: candidates; of windows the one that predicts the last fifth of each training sequence best is
+            taken, of sequences the one that predicts the validation split best.
     """
-    train = corpus.split("train")
-    keys = [SampleKey(*divmod(number, len(train))) for number in range(train_windows)]
-    x, labels = kmer_features((train[key] for key in keys), k)
     held_out = corpus.split(split)
     x_test, labels_test = kmer_features((held_out[index] for index in range(len(held_out))), k)
     classes = len(corpus.class_names)
-    fit, tune = _disjoint_parts([train.window(key) for key in keys])
+    if isinstance(corpus, SequenceCorpus):
+        fit, tune = (
+            kmer_features((records[index] for index in range(len(records))), k)
+            for records in (corpus.split("train"), corpus.split("valid"))
+        )
+        x, labels = fit
+    else:
+        train = corpus.split("train")
+        keys = [SampleKey(*divmod(number, len(train))) for number in range(train_windows)]
+        x, labels = kmer_features((train[key] for key in keys), k)
+        fit, tune = ((x[rows], labels[rows]) for rows in _disjoint_parts([train.window(key) for key in keys]))
 
     def tuned(l2: float) -> float:
-        model = LogisticRegression(x[fit], labels[fit], classes=classes, l2=l2)
-        return float((model.predict(x[tune]) == labels[tune]).float().mean())
+        model = LogisticRegression(*fit, classes=classes, l2=l2)
+        return float((model.predict(tune[0]) == tune[1]).float().mean())
 
     with _one_thread():
         best = max(l2_strengths, key=tuned)

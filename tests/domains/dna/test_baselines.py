@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from domains.dna.baselines import ClassificationResult, LogisticRegression, kmer_baseline, kmer_counts, kmer_features
-from domains.dna.datasets import SpeciesWindows
+from domains.dna.datasets import SequenceTable, SpeciesWindows
 from domains.dna.tokenizer import DnaTokenizer
 from seqmodels.data.record import Record
 
@@ -60,3 +60,16 @@ def test_baseline_tells_what_differs_and_only_that(write_fasta, random_bases):
     assert results[1].accuracy > 0.7
     assert results[1].confusion.sum() == 200
     assert results[1].class_names == ("a", "b")
+
+
+def test_labelled_sequences_are_all_taken(tmp_path):
+    """Two classes that 1-mers tell apart; the strength is tuned on the sequences drawn for validation."""
+    rng = np.random.default_rng(0)
+    lines = ["sequence,label,split"]
+    for number in range(60):
+        label = number % 2
+        letters = "".join(rng.choice(list("AATC" if label else "GGCA"), size=30))
+        lines.append(f"{letters},{label},{'test' if number >= 40 else 'train'}")
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    result = kmer_baseline(SequenceTable(str(tmp_path / "x.csv"), valid_fraction=0.2), k=1)
+    assert result.confusion.tolist() == [[10, 0], [0, 10]]
