@@ -25,6 +25,10 @@ VARIANTS = {
     "ends-reverse": ("ends.cu", {"REVERSE": 1, "THREADS": 64, "MIN_BLOCKS": 8}),
     "carry": ("carry.cu", {}),
     "reduce": ("reduce.cu", {}),
+    "complex-forward": ("complex_forward.cu", {"LANES": 4, "PER_LANE": 4, "WARPS": 4, "MIN_BLOCKS": 4, "SAVE": 1}),
+    "complex-backward": ("complex_backward.cu", {"LANES": 4, "PER_LANE": 4, "WARPS": 8, "MIN_BLOCKS": 2}),
+    "complex-ends": ("complex_ends.cu", {"LANES": 8, "PER_LANE": 4, "WARPS": 4, "MIN_BLOCKS": 4, "REVERSE": 1}),
+    "complex-carry": ("complex_carry.cu", {}),
     "complex": ("complex.cu", {"PER_LANE": 1, "SAVE": 1, "WARPS": 16}),
 }
 COMMON = {"ELEMENT": 1, "SOFTPLUS": 1, "HAS_GATE": 1, "PARTIAL_IN": 0, "PARTIAL_OUT": 0}
@@ -171,6 +175,22 @@ def test_benchmark_shapes_take_the_fast_layouts():
     forward, backward = layouts(1, 512, 1048576)
     assert forward.cut.chunks > 100
     assert backward.cut.chunks > 50
+
+
+@pytest.mark.parametrize("states", range(1, 40))
+def test_complex_layouts_cover_their_size(states: int):
+    unit, padded = plan.complex_units(states)
+    assert padded >= states
+    assert plan.complex_is_fast(6 * unit, 3, padded) == (states <= plan.COMPLEX_STATES)
+    if states > plan.COMPLEX_STATES:
+        return
+    assert not plan.complex_is_fast(unit + 1, 1, padded)
+    for sequences, length, shared in itertools.product((1, 300), (1, 1000, 1048576), (100, 228)):
+        size = plan.Size(sequences, length, 4 * unit, 2, False, 2, SMS, shared * 1024)
+        for layout in (plan.complex_forward(size, padded), plan.complex_backward(size, padded)):
+            assert layout.lanes * layout.per_lane == padded
+            assert size.channels // size.groups % layout.channels == 0
+            assert layout.cut.chunks * layout.cut.chunk_length >= length
 
 
 def test_states_are_saved_until_they_weigh_too_much():

@@ -20,8 +20,8 @@ from seqkernels import nvrtc
 from seqkernels.causal_conv1d import reference as conv_reference
 from seqkernels.mamba_inner import InnerState, InnerWeights, fused
 from seqkernels.mamba_inner.op import _block_behind_in_proj
-from seqkernels.selective_scan import reference
-from seqkernels.selective_scan.cuda import complex_ops, launch, plan
+from seqkernels.selective_scan import cuda, reference
+from seqkernels.selective_scan.cuda import complex_launch, launch, plan
 from torch import Tensor
 
 pytestmark = [
@@ -29,9 +29,12 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="needs g++ on Linux"),
 ]
 
-# Every function of common.cuh that is written in PTX, in C++. A new one makes the compilation fail: asm() is refused.
+# Every function of common.cuh and complex.cuh that is written in PTX, in C++. A new one makes the compilation fail:
+# asm() is refused.
 PORTED = {
     r"DEVICE float exp2_fast\(.*": "DEVICE float exp2_fast(float x) { return exp2f(x); }",
+    r"DEVICE float sine_fast\(.*": "DEVICE float sine_fast(float x) { return sinf(x); }",
+    r"DEVICE float cosine_fast\(.*": "DEVICE float cosine_fast(float x) { return cosf(x); }",
     r"DEVICE float reciprocal\(.*": "DEVICE float reciprocal(float x) { return 1.f / x; }",
     r"u32 r; *asm\(\"cvt\.rn\.bf16x2[^\n]*": "return cpu::bf16(low) | (u32)cpu::bf16(high) << 16;",
     r"const u32 to = \(u32\)__cvta_generic_to_shared\(to_shared\);\n": "",
@@ -44,10 +47,11 @@ PORTED = {
 
 
 def _ported(source: Path) -> str:
-    common = (source.parent / "common.cuh").read_text()
+    common, text = (source.parent / "common.cuh").read_text(), source.read_text()
     # fp16 has no C++ counterpart here: only fp32 and bf16 are emulated
     common = re.sub(r"#elif ELEMENT == 2\n.*?#endif", "#endif", common, flags=re.S)
-    text = common + source.read_text().replace('#include "common.cuh"', "")
+    text = text.replace('#include "complex.cuh"', (source.parent / "complex.cuh").read_text())
+    text = text.replace('#include "common.cuh"', common)
     for pattern, replacement in PORTED.items():
         text = re.sub(pattern, lambda _match, new=replacement: new, text)
     assert "asm" not in text, re.findall(r".*asm.*", text)
@@ -142,27 +146,66 @@ def test_kernels_equal_the_reference(case: str):
         assert error < (4e-3 if ours.dtype == torch.bfloat16 else 5e-6), name
 
 
-@pytest.mark.usefixtures("emulation")
-def test_complex_kernels_equal_the_reference():
-    B, L, E, N = 1, 21, 6, 5
+def complex_inputs(B: int, L: int, E: int, N: int, G: int, sequences: int, dtype: torch.dtype) -> list[Tensor]:
+    """x, dt, a, b, c, d, z, dt_bias and the initial state."""
     g = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g)
 
-    a = torch.complex(-1 - normal(E, N).abs(), normal(E, N))
-    b, c = (torch.complex(normal(B, L, 2, N), normal(B, L, 2, N)) for _ in range(2))
-    initial = torch.complex(normal(B, E, N), normal(B, E, N))
-    t = (normal(B, L, E), normal(B, L, E) - 2, a, b, c, normal(E), normal(B, L, E), 0.2 * normal(E))
-    leaves = [tensor.clone().requires_grad_() for tensor in (*t, initial)]
-    y, final = reference.scan(*leaves[:8], True, leaves[8], None)
-    above = (torch.randn(y.shape), torch.randn(final.shape, dtype=torch.complex64))
-    torch.autograd.backward((y, final), above)
-    out, end, states = complex_ops._forward(*t, True, initial, None, True)
-    grads = complex_ops._backward(*above, *t, True, None, states)
-    for ours, expected in zip((out, end, *grads), (y, final, *(leaf.grad for leaf in leaves))):
-        assert expected is not None
-        assert ((ours - expected).abs().max() / expected.abs().max()).item() < 1e-5
+    a = torch.complex(-0.3 - normal(E, N).abs(), 2 * normal(E, N))
+    b, c = (torch.complex(normal(B, L, G, N), normal(B, L, G, N)) for _ in range(2))
+    x, dt, z = normal(B, L, E).to(dtype), (normal(B, L, E) - 2).to(dtype), normal(B, L, E).to(dtype)
+    initial = torch.complex(normal(sequences, E, N), normal(sequences, E, N))
+    return [x, dt, a, b, c, normal(E), z, 0.2 * normal(E), initial]
+
+
+def assert_complex_equal(got: list[Tensor], t: list[Tensor], above: list[Tensor], cu: Tensor | None) -> None:
+    """Output, final state and gradients of all of `t`, against the reference."""
+    leaves = [tensor.clone().requires_grad_() for tensor in t]
+    outputs = reference.scan(*leaves[:8], True, leaves[8], cu)
+    torch.autograd.backward(outputs, above)
+    names = ("y", "final", "x", "dt", "a", "b", "c", "d", "z", "dt_bias", "initial")
+    for name, ours, theirs in zip(names, got, (*outputs, *(leaf.grad for leaf in leaves)), strict=True):
+        assert theirs is not None
+        error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+        assert error < (8e-3 if ours.dtype == torch.bfloat16 else 2e-6), name
+
+
+# (B, L, E, N, G), packed bounds, chunks, dtype, warps of the backward blocks
+COMPLEX_CASES = {
+    "bf16-wide-tail": ((1, 37, 64, 16, 1), None, 1, torch.bfloat16, 8),
+    "fp32-N8-groups": ((2, 18, 64, 8, 2), None, 1, torch.float32, 4),
+    "fp32-N32-packed-cut": ((1, 300, 16, 32, 1), [0, 1, 290, 300], 2, torch.float32, 4),
+}
+
+
+@pytest.mark.usefixtures("emulation")
+@pytest.mark.parametrize("case", COMPLEX_CASES)
+def test_complex_kernels_equal_the_reference(case: str):
+    (B, L, E, N, G), bounds, chunks, dtype, warps = COMPLEX_CASES[case]
+    sequences = B if bounds is None else len(bounds) - 1
+    t, cu = complex_inputs(B, L, E, N, G, sequences, dtype), None if bounds is None else torch.tensor(bounds)
+    above = [torch.randn(B, L, E).to(dtype), torch.randn(sequences, E, N, dtype=torch.complex64)]
+    p = complex_launch.problem(*t[:8], True, t[8], cu)  # type: ignore[call-arg]
+    forward = plan.complex_forward(p.size, N)._replace(cut=plan.cut_into(p.size, chunks))
+    out, final, states = complex_launch.run_forward(p, True, forward)
+    g = complex_launch.run_backward(p, above[0], above[1], states, forward._replace(warps=warps))
+    assert g.z is not None
+    assert_complex_equal([out, final, g.x, g.dt, g.a, g.b, g.c, g.d, g.z, g.dt_bias, g.initial], t, above, cu)
+
+
+@pytest.mark.usefixtures("emulation")
+@pytest.mark.parametrize("N", [5, 33])
+def test_complex_scans_of_odd_sizes_are_padded_or_go_to_the_kernel_for_any_size(N: int):
+    B, L, E, G = 1, 21, 6, 2
+    t = complex_inputs(B, L, E, N, G, B, torch.float32)
+    above = [torch.randn(B, L, E), torch.randn(B, E, N, dtype=torch.complex64)]
+    leaves = [tensor.clone().requires_grad_() for tensor in t]
+    outputs = cuda.scan(*leaves[:8], True, leaves[8], None)  # type: ignore[call-arg]
+    torch.autograd.backward(outputs, above)
+    grads = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    assert_complex_equal([*outputs, *grads], t, above, None)
 
 
 def plain_conv(x, weight, bias, silu, initial, cu_seqlens):

@@ -1,9 +1,10 @@
 // Just enough of CUDA to run the kernels of this project on a CPU, block by block: for tests of their logic where there is
 // no GPU. Included before common.cuh by the tests of emulated kernels, which compile with g++.
 //
-// A CUDA thread is a fibre: it runs until it has to wait at a barrier, then the next one runs, first to last in one round
-// and last to first in the next. So a barrier that is missing is seen, every time: a thread reads what others have yet to
-// write. A barrier that not all threads come to ends the launch.
+// A CUDA thread is a fibre: it runs until it has to wait at a barrier, then the next one of its warp runs, first to last
+// in one round and last to first in the next. A warp goes on as long as it need not wait for others, then the next one
+// does. So a barrier that is missing is seen, every time: somebody reads what others have yet to write. A barrier that not
+// all threads come to ends the launch.
 //
 // Copies are asynchronous here too, at their worst: a copy fills its destination with NaN when it is issued and writes it
 // only when its group is waited for, so that reading too early, or waiting for the wrong group, is seen.
@@ -108,15 +109,23 @@ inline unsigned short bf16(float f) {  // round to nearest even
   if ((v & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
   return (unsigned short)((v + 0x7fff + ((v >> 16) & 1)) >> 16);
 }
-// One round: every thread that need not wait runs up to its next barrier. False if there was none.
-inline bool run_round(std::vector<Fibre>& fibres, bool backwards) {
+// One round of a warp: every thread that need not wait runs up to its next barrier. False if there was none.
+inline bool run_round(Fibre* warp, bool backwards) {
   bool any = false;
-  for (size_t i = 0; i < fibres.size(); i++) {
-    Fibre& next = fibres[backwards ? fibres.size() - 1 - i : i];
+  for (int i = 0; i < 32; i++) {
+    Fibre& next = warp[backwards ? 31 - i : i];
     if (next.done || (next.barrier && next.barrier->opened < next.until)) continue;
     any = true, next.barrier = nullptr, fibre = &next, thread = next.thread;
     swapcontext(&scheduler, &next.place);
   }
+  return any;
+}
+// One turn: every warp runs as far as it can alone. False if none could.
+inline bool run_turn(std::vector<Fibre>& fibres, bool backwards) {
+  bool any = false, direction = backwards;
+  const int warps = fibres.size() / 32;
+  for (int i = 0; i < warps; i++)
+    for (Fibre* warp = &fibres[32 * (backwards ? warps - 1 - i : i)]; run_round(warp, direction); direction = !direction) any = true;
   return any;
 }
 template <typename Kernel, typename Args>
@@ -153,7 +162,7 @@ int launch(Kernel kernel, const Args& args, int blocks_x, int blocks_y, int thre
       made.place.uc_stack.ss_size = STACK;
       makecontext(&made.place, Call<Kernel, Args>::run, 0);
     }
-    for (int round = number; run_round(fibres, round % 2); round++) {}
+    for (int turn = number; run_turn(fibres, turn % 2); turn++) {}
     int waiting = 0;
     for (const Fibre& one : fibres) waiting += !one.done;
     if (waiting) return waiting;
@@ -167,3 +176,6 @@ int launch(Kernel kernel, const Args& args, int blocks_x, int blocks_y, int thre
 inline void __syncthreads() { cpu::wait_at(cpu::current->all); }
 inline void __syncwarp() { cpu::wait_at(cpu::warp()); }
 inline float __shfl_xor_sync(unsigned, float v, int mask) { return cpu::shuffle_xor(v, mask); }
+inline void sincospif(float x, float* sine, float* cosine) {
+  *sine = (float)std::sin((double)x * M_PI), *cosine = (float)std::cos((double)x * M_PI);
+}

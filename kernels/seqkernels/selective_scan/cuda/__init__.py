@@ -2,7 +2,7 @@
 
 Reading order: `common.cuh` (numbers, chunks and tiles), `forward.cu`, `backward.cu`, `ends.cu` and `carry.cu`
 (sequences cut over blocks), `reduce.cu`; then `plan.py` (which layout for which size), `launch.py`, `ops.py`. Complex
-a, b, c have their own `complex.cu` and `complex_ops.py`.
+a, b, c have kernels of their own: `complex.cuh` first, `complex_launch.py`, `complex_ops.py`.
 
 State and arithmetic are fp32 whatever the dtype of x. Nothing depends on the order in which blocks run: results are the
 same bit for bit from run to run.
@@ -77,8 +77,8 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Scan; see `seqkernels.selective_scan.op` for the arguments.
 
-    The kernels take states in sixteens and the channels of a group in sixty-fours; other sizes are padded with zeros,
-    which costs copies of x, dt and z where E needs it.
+    The kernels take states in sixteens and the channels of a group in sixty-fours (complex ones: `plan.complex_units`);
+    other sizes are padded with zeros, which costs copies of x, dt and z where E needs it.
 
     Returns:
         y_BLE in x's dtype, and the state after the last step in fp32.
@@ -87,20 +87,13 @@ def scan(
         tensor is not None and tensor.requires_grad
         for tensor in (x_BLE, dt_BLE, a_EN, b_BLGN, c_BLGN, d_E, z_BLE, dt_bias_E, initial_state_BEN)
     )
-    if a_EN.is_complex():
-        from seqkernels.selective_scan.cuda import complex_ops
-
-        y_BLE, final_BEN, _ = complex_ops.forward_op(
-            x_BLE, dt_BLE, a_EN, b_BLGN, c_BLGN, d_E, z_BLE, dt_bias_E, dt_softplus, initial_state_BEN, cu_seqlens,
-            wants_grad,
-        )  # fmt: skip
-        return y_BLE, final_BEN
-
-    from seqkernels.selective_scan.cuda.ops import forward_op
-
     (B, L, E), N, G = x_BLE.shape, a_EN.shape[1], b_BLGN.shape[2]
     per_group = E // G
-    more_channels, more_states = -per_group % plan.CHANNEL_UNIT, -N % plan.STATES
+    if a_EN.is_complex():
+        channel_unit, all_states = plan.complex_units(N)
+        more_channels, more_states = -per_group % channel_unit, all_states - N
+    else:
+        more_channels, more_states = -per_group % plan.CHANNEL_UNIT, -N % plan.STATES
 
     def pad_states(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or not more_states else F.pad(tensor, (0, more_states))
@@ -111,11 +104,7 @@ def scan(
         apart = tensor.unflatten(dim, (G, per_group))
         return F.pad(apart, (0, 0) * (-dim - 1) + (0, more_channels)).flatten(dim - 1, dim)
 
-    save_every = 0
-    if wants_grad:
-        memory = memory_bytes(x_BLE.device.index)
-        save_every = plan.save_every(B * L, E + G * more_channels, N + more_states, memory)
-    y_BLE, final_BEN, _, _ = forward_op(
+    padded = (
         pad_channels(x_BLE, -1),
         pad_channels(dt_BLE, -1),
         pad_states(pad_channels(a_EN, -2)),
@@ -127,8 +116,19 @@ def scan(
         dt_softplus,
         pad_states(pad_channels(initial_state_BEN, -2)),
         cu_seqlens,
-        save_every,
     )
+    if a_EN.is_complex():
+        from seqkernels.selective_scan.cuda.complex_ops import forward_op as complex_forward_op
+
+        y_BLE, final_BEN, _ = complex_forward_op(*padded, wants_grad)
+    else:
+        from seqkernels.selective_scan.cuda.ops import forward_op
+
+        save_every = 0
+        if wants_grad:
+            memory = memory_bytes(x_BLE.device.index)
+            save_every = plan.save_every(B * L, E + G * more_channels, N + more_states, memory)
+        y_BLE, final_BEN, _, _ = forward_op(*padded, save_every)
     if more_channels:
         y_BLE = y_BLE.unflatten(-1, (G, -1))[..., :per_group].flatten(-2)
         final_BEN = final_BEN.unflatten(-2, (G, -1))[:, :, :per_group].flatten(-3, -2)

@@ -1,21 +1,13 @@
-// The selective scan with complex A, B, C: y = 2 Re(sum_n C[n] h[n]). Written to be right and short, not fast: a warp
-// walks one channel of one sequence, lanes hold the states n = lane, lane + 32, ...; any E and N, nothing is padded.
-//
-// Gradients of complex numbers are dRe + i dIm, as torch defines them. With alpha = exp(delta A) and r handed back by t+1:
-//   g     = 2 dy conj(C) + r            dC = 2 dy conj(h)       dB = w g        dw = sum_n Re(g conj(B))
-//   r'    = conj(alpha) g               t  = r' conj(h[t-1])    dA = delta t    ddelta = dw x + sum_n Re(t conj(A))
+// The scan with complex A, B, C at any size (equations: complex.cuh). Written to be right and short, not fast; complex_forward.cu
+// and complex_backward.cu take the usual sizes. A warp walks one channel of one sequence, lanes hold the states n = lane,
+// lane + 32, ...; any E and N, nothing is padded.
 //
 // Compiled per variant by -D: PER_LANE (states per lane), SAVE (0 or 1: states at tile starts), WARPS (channels per block).
 #define PRECISE 1
-#include "common.cuh"
+#include "complex.cuh"
 
 constexpr int THREADS = WARPS * WARP;
 
-struct alignas(8) Complex { float re, im; };
-DEVICE Complex operator+(Complex a, Complex b) { return {a.re + b.re, a.im + b.im}; }
-DEVICE Complex operator*(Complex a, Complex b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
-DEVICE Complex operator*(float s, Complex a) { return {s * a.re, s * a.im}; }
-DEVICE Complex conj(Complex a) { return {a.re, -a.im}; }
 DEVICE Complex exp_of(Complex a) {
   float sine, cosine;
   sincosf(a.im, &sine, &cosine);

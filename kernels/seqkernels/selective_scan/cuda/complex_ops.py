@@ -1,7 +1,8 @@
-"""The scan with complex a, b, c as `torch.library` ops. One kernel launch each way; see `complex.cu`.
+"""The scan with complex a, b, c as `torch.library` ops.
 
 Complex numbers are complex64; x, dt, z fp32, bf16 or fp16. The states at every 16th position are saved for the backward
-pass, and the gradients of b and c go through a buffer of (channels / 16) times their size.
+pass, and the gradients of b and c go through a buffer of (channels / 64) times their size. Sizes by
+`plan.complex_is_fast` go to `complex_launch`, all others here to `complex.cu`.
 """
 
 # No `from __future__ import annotations`: infer_schema reads the annotations as types.
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from seqkernels import nvrtc
 from seqkernels.library import register
-from seqkernels.selective_scan.cuda import launch, plan
+from seqkernels.selective_scan.cuda import complex_launch, launch, plan
 
 _SOURCE = Path(__file__).parent / "complex.cu"
 _WARP = 32
@@ -22,7 +23,7 @@ _WARP = 32
 
 @dataclass(frozen=True)
 class _Shape:
-    """Sizes of one call, and the launch that follows from them."""
+    """Sizes of one call, and the launch of `complex.cu` that follows from them."""
 
     sequences: int
     tiles: int
@@ -107,6 +108,9 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final state, and saved states (empty unless `save`)."""
+    if plan.complex_is_fast(a.shape[0], b.shape[2], a.shape[1]):
+        problem = complex_launch.problem(x, dt, a, b, c, d, z, dt_bias, softplus, initial, cu_seqlens)
+        return complex_launch.run_forward(problem, save)
     shape = _Shape.of(x, a, b, cu_seqlens)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     final = a.new_empty(shape.sequences, *a.shape)
@@ -145,6 +149,10 @@ def _backward(
     states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, a, b, c, d, z (empty if absent), dt_bias and the initial state."""
+    if plan.complex_is_fast(a.shape[0], b.shape[2], a.shape[1]):
+        problem = complex_launch.problem(x, dt, a, b, c, d, z, dt_bias, softplus, None, cu_seqlens)
+        g = complex_launch.run_backward(problem, grad_out, grad_final, states)
+        return g.x, g.dt, g.a, g.b, g.c, g.d, x.new_empty(0) if g.z is None else g.z, g.dt_bias, g.initial
     shape = _Shape.of(x, a, b, cu_seqlens)
     (_, _, E), N, G = x.shape, a.shape[1], b.shape[2]
     dx, ddt, dz = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(3))

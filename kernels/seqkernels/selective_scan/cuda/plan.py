@@ -181,3 +181,70 @@ def save_every(rows: int, channels: int, states: int, memory_bytes: int) -> int:
 
 def saves_per_tile(every: int) -> int:
     return TILE // every
+
+
+# ----------------------------------------------------------------------------------------------------------- complex
+
+COMPLEX_STATES = 32  # up to here complex_forward.cu and complex_backward.cu, beyond it complex.cu
+_COMPLEX_WARPS = 4  # of the narrowest block
+
+
+class Complex(NamedTuple):
+    """Layout of the kernels for complex states: `lanes` lanes per channel with `per_lane` states each."""
+
+    lanes: int
+    per_lane: int
+    warps: int
+    min_blocks: int
+    cut: Cut
+
+    @property
+    def channels(self) -> int:
+        return 32 * self.warps // self.lanes
+
+
+def _complex_lanes(states: int) -> tuple[int, int]:
+    """Lanes per channel and states per lane: four states each, fewer only where four lanes hold them all."""
+    per_lane = next(k for k in (1, 2, 4) if 4 * k >= states or k == 4)
+    return max(4, 1 << (-(-states // per_lane) - 1).bit_length()), per_lane
+
+
+def complex_units(states: int) -> tuple[int, int]:
+    """What the fast kernels want: channels of a group a multiple of the first number, exactly the second as N.
+
+    (1, states) where they do not go: complex.cu takes every size.
+    """
+    if states > COMPLEX_STATES:
+        return 1, states
+    lanes, per_lane = _complex_lanes(states)
+    return 32 * _COMPLEX_WARPS // lanes, lanes * per_lane
+
+
+def complex_is_fast(channels: int, groups: int, states: int) -> bool:
+    """Whether the fast kernels take this size as it is."""
+    unit, padded = complex_units(states)
+    return states <= COMPLEX_STATES and padded == states and channels // groups % unit == 0
+
+
+def _complex(size: Size, states: int, warps: int, min_blocks: int) -> Complex:
+    """Cut the sequences where blocks fill less than half of the card: the cut costs a third to a half more work."""
+    lanes, per_lane = _complex_lanes(states)
+    layout = Complex(lanes, per_lane, warps, min_blocks, cut_into(size, 1))
+    blocks, wave = max(1, _parallel_channels(size) // layout.channels), min_blocks * size.multiprocessors
+    if blocks >= 0.4 * wave or size.length < 2 * MIN_CHUNK:
+        return layout
+    return layout._replace(cut=cut_into(size, _chunks_for_full_waves(blocks, wave, 4)))
+
+
+def complex_forward(size: Size, states: int) -> Complex:
+    """Choose the layout of complex_forward.cu, and of complex_ends.cu before it where the sequences are cut."""
+    return _complex(size, states, _COMPLEX_WARPS, 4)
+
+
+def complex_backward(size: Size, states: int) -> Complex:
+    """Choose the layout of complex_backward.cu: wide blocks share B and C and leave fewer partial sums behind."""
+    lanes, _ = _complex_lanes(states)
+    wide = size.channels // size.groups % (64 * _COMPLEX_WARPS // lanes) == 0
+    if lanes == 4 and wide and size.element_bytes == 2 and size.shared_bytes >= WIDE_SHARED_BYTES:
+        return _complex(size, states, 2 * _COMPLEX_WARPS, 2)
+    return _complex(size, states, _COMPLEX_WARPS, 3 if lanes == 4 and size.shared_bytes >= WIDE_SHARED_BYTES else 1)
