@@ -227,7 +227,7 @@ class _Parts:
         already, total = at["step"], sum(span.end for span in self.spans)
         for number in range(at["span"], len(self.spans)):
             span = self.spans[number]
-            for start, end, pieces, carry in self._parts_of(span, carried, at["base"]):
+            for start, end, pieces, carry in self._parts_of(span, carried or None, at["base"]):
                 self._write_part(at["part"], span.contig, start, pieces)
                 at = {"span": number, "base": end, "part": at["part"] + 1, "step": at["step"] + end - start}
                 self.resume.save(at, carry())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 
 from domains.dna.embed import Embedder, spans_of
 from domains.dna.intervals import Interval
+from domains.dna.resume import ResumeFolder
 from domains.dna.tokenizer import DnaTokenizer
 from seqmodels.backbones.stack import Stack
 from seqmodels.heads.classification import ClassificationHead
@@ -132,13 +135,91 @@ def test_a_run_that_was_killed_goes_on(tmp_path, fasta, monkeypatch, stopped_aft
 
 
 def test_going_on_with_other_settings_is_refused(tmp_path, fasta):
-    def kill(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         Embedder(piece_bases=13, part_bases=13)(loaded(), fasta, str(tmp_path / "out"), progress=kill)
     with pytest.raises(ValueError, match="other settings or inputs \\(changed: part_bases, piece_bases\\)"):
         Embedder(piece_bases=14, part_bases=14)(loaded(), fasta, str(tmp_path / "out"))
+
+
+def test_regions_go_on_from_the_last_note_and_add_nothing_twice(tmp_path, fasta, monkeypatch):
+    """Notes are seconds apart: what was read after the last one is read again."""
+    (tmp_path / "r.bed").write_text(BED)
+    of, embedder, bed = loaded(), Embedder(piece_bases=13, part_bases=13), str(tmp_path / "r.bed")
+    whole, cut = str(tmp_path / "whole.safetensors"), str(tmp_path / "cut.safetensors")
+    embedder(of, fasta, whole, regions=bed)
+    seen = []
+
+    def kill_behind_a_note(done: int, total: int) -> None:
+        seen.append(done)
+        monkeypatch.setattr("domains.dna.embed.SAVE_SECONDS", 0.0 if len(seen) < 4 else 1e9)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embedder(of, fasta, cut, regions=bed, progress=kill_behind_a_note)
+    assert embedder(of, fasta, cut, regions=bed)["bases done before"] == seen[3]
+    assert torch.equal(load_file(cut)["embeddings"], load_file(whole)["embeddings"])
+
+
+def kill(done: int, total: int) -> None:
+    raise KeyboardInterrupt
+
+
+def test_going_on_with_changed_inputs_is_refused(tmp_path, fasta, write_fasta, monkeypatch):
+    """Same paths, same number of regions, other contents: the mean of something else would have come out."""
+    monkeypatch.setattr("domains.dna.embed.SAVE_SECONDS", 0.0)
+    bed, out = tmp_path / "r.bed", str(tmp_path / "o.parquet")
+    bed.write_text("chr1\t10\t20\nchr1\t30\t131\n")
+    embedder = Embedder(piece_bases=13, part_bases=13)
+    with pytest.raises(KeyboardInterrupt):
+        embedder(loaded(), fasta, out, regions=str(bed), progress=kill)
+    bed.write_text("chr1\t10\t25\nchr1\t30\t131\n")
+    with pytest.raises(ValueError, match=r"changed: regions\)"):
+        embedder(loaded(), fasta, out, regions=str(bed))
+    bed.write_text("chr1\t10\t20\nchr1\t30\t131\n")
+    other = loaded()
+    other.model.backbone.embedding.weight.data[7, 0] += 1
+    with pytest.raises(ValueError, match=r"changed: model\)"):
+        embedder(other, fasta, out, regions=str(bed))
+    write_fasta(LETTERS | {"chr3": LETTERS["chr3"][::-1]})
+    with pytest.raises(ValueError, match=r"changed: fasta\)"):
+        embedder(loaded(), fasta, out, regions=str(bed))
+
+
+def test_parts_that_are_not_of_this_run_are_not_mixed_with_its_own(tmp_path, fasta):
+    """Whoever reads part-* would take them for the same sequence."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part-000099.safetensors").write_bytes(b"old")
+    with pytest.raises(FileExistsError, match=r"parts of another run \(part-000099"):
+        Embedder()(loaded(), fasta, str(out))
+    (out / "part-000099.safetensors").unlink()
+    (out / ".part-000000.safetensors.99.part").write_bytes(b"half")  # what kill -9 leaves
+    Embedder()(loaded(), fasta, str(out))
+    parts = [f"part-00000{number}.safetensors" for number in range(3)]
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", *parts]
+    with pytest.raises(FileExistsError, match="is complete"):
+        Embedder()(loaded(), fasta, str(out))
+
+
+def test_what_a_kill_leaves_before_its_first_note_is_ours(tmp_path, fasta, monkeypatch):
+    """The first part is there, its note is not."""
+    of, out = loaded(), tmp_path / "out"
+    embedder = Embedder(piece_bases=13, part_bases=26)
+    noted = ResumeFolder.save
+
+    def note_nothing_done(self, position, tensors=None):
+        if position["step"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        noted(self, position, tensors)
+
+    if (child := os.fork()) == 0:
+        ResumeFolder.save = note_nothing_done  # in the child alone
+        embedder(of, fasta, str(out))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert sorted(path.name for path in out.iterdir()) == [".resume", "part-000000.safetensors"]
+    assert embedder(of, fasta, str(out))["bases done before"] == 0
+    assert len(parts_of(out)["chr1"]["hidden"]) == LENGTHS["chr1"]
 
 
 def test_a_model_that_reads_from_both_ends_sees_its_context_and_says_so(tmp_path, fasta, caplog):
@@ -185,6 +266,17 @@ def test_bad_outputs_are_named(tmp_path, fasta):
         Embedder()(loaded(), fasta, str(tmp_path / "out.parquet"))
     with pytest.raises(ValueError, match=r"\.parquet or \.safetensors"):
         Embedder()(loaded(), fasta, str(tmp_path / "out.tsv"), regions=str(tmp_path / "r.bed"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; without regions"):
+        Embedder()(loaded(), fasta, str(tmp_path / "file"))
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        Embedder()(loaded(), fasta, str(tmp_path / "folder.parquet"), regions=str(tmp_path / "r.bed"))
+    with pytest.raises(ValueError, match="context_bases=5 is for regions"):
+        Embedder(context_bases=5)(loaded(), fasta, str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="keep='log_likelihood': this model predicts no next bases"):
+        Embedder(keep="log_likelihood")(loaded(classifier=True), fasta, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
     (tmp_path / "empty.bed").write_text("")
     with pytest.raises(ValueError, match="no interval"):
         Embedder()(loaded(), fasta, str(tmp_path / "out.parquet"), regions=str(tmp_path / "empty.bed"))

@@ -96,6 +96,20 @@ def test_bed_errors_name_file_and_line(tmp_path, line: str, message: str):
     assert str(caught.value).startswith(f"{path}, line 2: ")
 
 
+@pytest.mark.parametrize("name", ["x.bed", "x.bed.gz"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_bed_is_says_the_file_and_not_its_name(tmp_path, name, packed):
+    text = b"\xef\xbb\xbfchr1\t0\t10\n"
+    (tmp_path / name).write_bytes(gzip.compress(text) if packed else text)
+    assert [str(row) for row in read_bed(tmp_path / name, LENGTHS)] == ["chr1:0-10(+)"]
+
+
+def test_a_bed_that_is_cut_off_is_named(tmp_path):
+    (tmp_path / "x.bed.gz").write_bytes(gzip.compress(b"chr1\t0\t10\n" * 500)[:-20])
+    with pytest.raises(ValueError, match=r"x\.bed\.gz: damaged or cut off"):
+        read_bed(tmp_path / "x.bed.gz", LENGTHS)
+
+
 def test_bed_regions_by_label(tmp_path):
     path = tmp_path / "x.bed"
     path.write_text("chr1 0 10 fold0\nchr1 10 30 fold1\nchr2 0 10 fold2\nchr2 10 20 fold9\n")

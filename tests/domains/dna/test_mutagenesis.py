@@ -101,6 +101,16 @@ def test_bad_regions_are_named(tmp_path, write_fasta, region, message):
     assert not (tmp_path / "o.tsv").exists()
 
 
+def test_targets_that_cannot_be_written_are_found_before_the_work(tmp_path, write_fasta, monkeypatch):
+    fasta = str(write_fasta({"chr1": LETTERS}))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Mutagenesis, "scores", lambda *args, **settings: pytest.fail("scored"))
+    for output, figure, named in (("file/o.tsv", None, "output"), ("o.tsv", "file/o.png", "figure")):
+        figure = figure and str(tmp_path / figure)
+        with pytest.raises(ValueError, match=f"{named}=.* cannot be written"):
+            Mutagenesis()(loaded(), fasta, "chr1:1-5", str(tmp_path / output), figure=figure)
+
+
 def one_hot(letters: str) -> torch.Tensor:
     return torch.tensor([[float(letter == base) for letter in letters] for base in "ACGT"])
 

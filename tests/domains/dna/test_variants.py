@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +121,7 @@ ODD = [
     ("chr1 3 . G * . . .", "symbolic"),
     ("chr1 3 . G G[chr2:5[ . . .", "symbolic"),
     ("chr1 3 . G N . . .", "not_acgt"),
+    ("chr1 25 . N A . . .", "not_acgt"),  # REF is what the FASTA has there: no reason to score a letter against none
     ("chr1 3 . G R . . .", "not_acgt"),
     ("chr1 3 . G . . . .", "no_alt"),
     ("chr1 3 . G GACGTACGTA . . .", "too_long"),
@@ -200,6 +204,10 @@ def test_parquet_table(tmp_path, write_fasta):
         (HEADER + "chr1\t3\t.\tG\tA\n", "line 4: 5 tab-separated columns, the header line has 8"),
         (HEADER + "chr1 3 . G A . . .\n", "line 4: 1 tab-separated columns"),
         (HEADER + "chr1\tthree\t.\tG\tA\t.\t.\t.\n", "line 4: POS 'three'"),
+        (HEADER + f"chr1\t{'9' * 30}\t.\tG\tA\t.\t.\t.\n", "line 4: POS '999"),
+        (HEADER + "chr1\t²\t.\tG\tA\t.\t.\t.\n", "line 4: POS '²'"),
+        (HEADER + "chr1\t3\t.\tG\tA\t.\t.\t.\n" + HEADER, "line 5: a header line after #CHROM; to join"),
+        (HEADER + "# a remark\n", "line 4: a header line after #CHROM"),
         ("ACGT\n", "record before the header line"),
     ],
 )
@@ -229,6 +237,194 @@ def test_cut_off_gzip_and_wrong_names(tmp_path):
             VariantScorer().run(letter_model, DnaTokenizer(), vcf, "example:vertebrates", output, table=table)
     with pytest.raises(ValueError, match="window_bases=1"):
         VariantScorer(window_bases=1)
+
+
+ONE = "chr1\t3\tr\u00e9s\tG\tA\t.\t.\tDB\n"
+
+
+@pytest.mark.parametrize("name", ["x.vcf", "x.vcf.gz"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_vcf_is_says_the_file_and_not_its_name(tmp_path, write_fasta, name, packed):
+    """gzip named .vcf, text named .vcf.gz, a byte-order mark, and an ID that is no UTF-8, which comes out as it was."""
+    text = b"\xef\xbb\xbf" + (HEADER + ONE).encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(text) if packed else text)
+    for table in ("t.tsv", "t.parquet"):
+        VariantScorer(window_bases=8).run(
+            letter_model, DnaTokenizer(), str(tmp_path / name), str(write_fasta({"chr1": REFERENCE})),
+            str(tmp_path / "o.vcf"), table=str(tmp_path / table),
+        )  # fmt: skip
+    record = (tmp_path / "o.vcf").read_bytes().splitlines()[-1]
+    assert record.startswith(b"chr1\t3\tr\xe9s\tG\tA\t.\t.\tDB;SM_LLR=-0.5;")
+    assert b"\tr\xe9s\t" in (tmp_path / "t.tsv").read_bytes()
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert parquet.read_table(tmp_path / "t.parquet").to_pydict()["id"] == ["r\ufffds"]
+
+
+def test_a_damaged_gzip_is_named(tmp_path):
+    records = "".join(f"chr1\t{n}\t.\tG\tA\t.\t.\t.\n" for n in range(3000))
+    packed = bytearray(gzip.compress((HEADER + records).encode()))
+    packed[10] = 0xFF  # no kind of block that there is: zlib.error, which is no OSError as gzip's own are
+    (tmp_path / "x.vcf.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"x\.vcf\.gz: damaged or cut off"):
+        check_vcf(tmp_path / "x.vcf.gz")
+
+
+def test_uracil_of_the_reference_is_t(write_fasta):
+    windows = VariantWindows(Genome(str(write_fasta({"chr1": REFERENCE.replace("T", "u")}))), DnaTokenizer(), 8)
+    variant = Variant.of("chr1\t4\t.\tT\tA\t.\t.\t.")
+    windows.of(variant)
+    assert variant.statuses == ["ok"]
+
+
+def test_outputs_that_cannot_be_written_are_found_before_the_work(tmp_path, write_fasta):
+    """Hours of scoring, and only then a message, is what happened before."""
+
+    def never(ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("scored")
+
+    fasta, vcf = str(write_fasta({"chr1": REFERENCE})), write_vcf(tmp_path / "in.vcf", "chr1 3 . G A . . .")
+    (tmp_path / "folder.vcf").mkdir()
+    (tmp_path / "folder.tsv").mkdir()
+    (tmp_path / "file").write_text("")
+    for output, table, message in (
+        ("folder.vcf", None, "output=.*folder.vcf' is a folder"),
+        ("file/o.vcf", None, "output=.* cannot be written: (File exists|Not a directory)"),
+        ("o.vcf", "folder.tsv", "table=.*folder.tsv' is a folder"),
+        ("o.vcf", "file/t.tsv", "table=.* cannot be written"),
+        ("o.vcf", "/proc/nothing/t.tsv", "table=.* cannot be written"),
+    ):
+        table = table and str(tmp_path / table)
+        with pytest.raises(ValueError, match=message):
+            VariantScorer().run(never, DnaTokenizer(), vcf, fasta, str(tmp_path / output), table=table)
+    with pytest.raises(ValueError, match="is a folder, not a VCF"):
+        VariantScorer().run(never, DnaTokenizer(), str(tmp_path), fasta, str(tmp_path / "o.vcf"))
+
+
+def test_going_on_with_a_changed_input_is_refused(tmp_path, write_fasta):
+    """Same paths, other contents: the VCF, the FASTA, the model's weights; and other settings."""
+
+    def kill(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    rows = [f"chr1 {place + 1} . {REFERENCE[place]} T . . ." for place in (0, 1, 2, 5, 6, 7, 8, 9, 10, 11)]
+    vcf = write_vcf(tmp_path / "in.vcf", *rows)
+    out = str(tmp_path / "o.vcf")
+
+    def go(model: str = "a", progress=None, **settings) -> None:
+        scorer = VariantScorer(**({"window_bases": 8, "batch_size": 1} | settings))
+        scorer.run(letter_model, DnaTokenizer(), vcf, fasta, out, progress=progress, model_identity=[model])
+
+    with pytest.raises(KeyboardInterrupt):
+        go(progress=kill)
+    for change, named in (
+        ({"model": "b"}, "model"), ({"both_strands": False}, "both_strands"), ({"precision": "bf16"}, "precision"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"changed: {named}\)"):
+            go(**change)
+    write_fasta({"chr1": REFERENCE.replace("A", "G", 1)})
+    with pytest.raises(ValueError, match=r"changed: fasta\)"):
+        go()
+    write_vcf(tmp_path / "in.vcf", *rows[:-1])
+    with pytest.raises(ValueError, match=r"changed: fasta, vcf\)"):
+        go()
+
+
+def test_a_model_trained_on_at_the_same_path_is_another(tmp_path):
+    """What tells models apart: their weights and tokenizer, not only the folder."""
+    from types import SimpleNamespace
+
+    from domains.dna.resume import identity_of_model
+
+    def loaded(scale: float, iupac: str = "n") -> SimpleNamespace:
+        model = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(model.weight, scale)
+        torch.nn.init.zeros_(model.bias)
+        return SimpleNamespace(model=model.to(torch.bfloat16), tokenizer=DnaTokenizer(iupac=iupac), folder=tmp_path)
+
+    assert identity_of_model(loaded(1.0)) == identity_of_model(loaded(1.0))
+    assert len({tuple(identity_of_model(one)) for one in (loaded(1.0), loaded(2.0), loaded(1.0, "error"))}) == 3
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+from domains.dna.tokenizer import DnaTokenizer
+from domains.dna.variants import VariantScorer
+from test_variants import letter_model
+vcf, fasta, output, table = sys.argv[3:]
+def kill(done, total):
+    if done >= 16:
+        open(output.replace("o.vcf", ".o.vcf.99.part"), "w").write("half")  # as a kill while the output was written
+        os.kill(os.getpid(), signal.SIGKILL)
+VariantScorer(window_bases=8, batch_size=1).run(
+    letter_model, DnaTokenizer(), vcf, fasta, output, table=table, progress=kill
+)
+"""
+
+
+def test_kill_9_and_again_gives_the_bytes_of_a_run_left_alone(tmp_path, write_fasta):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    rows = [f"chr1 {place + 1} v{place} {REFERENCE[place]} {alt} . . ." for place in range(20) for alt in "AT"]
+    vcf = write_vcf(tmp_path / "in.vcf", *rows)
+    out, table, whole = (str(tmp_path / name) for name in ("o.vcf", "o.tsv", "whole.vcf"))
+    folders = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).parent)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *folders, vcf, fasta, out, table], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not Path(out).exists()
+    scorer = VariantScorer(window_bases=8, batch_size=1)
+    scorer.run(letter_model, DnaTokenizer(), vcf, fasta, out, table=table)
+    scorer.run(letter_model, DnaTokenizer(), vcf, fasta, whole)
+    assert Path(out).read_bytes() == Path(whole).read_bytes()
+    assert {path.name for path in tmp_path.glob(".*")} == set(), "nothing half done is left"
+
+
+def test_two_runs_to_one_output_at_once_are_refused(tmp_path, write_fasta):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    vcf = write_vcf(tmp_path / "in.vcf", "chr1 3 . G A . . .")
+
+    def run(progress=None) -> None:
+        VariantScorer(window_bases=8).run(
+            letter_model, DnaTokenizer(), vcf, fasta, str(tmp_path / "o.vcf"), progress=progress
+        )
+
+    with pytest.raises(ValueError, match="another process is writing this output"):
+        run(progress=lambda done, total: run())
+    run()
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"identity": {}}'])
+def test_a_damaged_note_of_a_killed_run_is_said(tmp_path, write_fasta, damage):
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    vcf = write_vcf(tmp_path / "in.vcf", "chr1 3 . G A . . .")
+    (tmp_path / ".o.vcf.resume").mkdir()
+    (tmp_path / ".o.vcf.resume/position.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"o\.vcf\.resume holds a stopped run that is damaged .*delete it"):
+        VariantScorer(window_bases=8).run(letter_model, DnaTokenizer(), vcf, fasta, str(tmp_path / "o.vcf"))
+    assert (tmp_path / ".o.vcf.resume/position.json").exists(), "what is refused is left as it is"
+
+
+def test_long_windows_go_in_smaller_batches(tmp_path, write_fasta, monkeypatch):
+    """A batch that is right for 1,024 bases would not fit into memory at 65,536; scores do not change."""
+    fasta = str(write_fasta({"chr1": REFERENCE}))
+    rows = [f"chr1 {place + 1} . {REFERENCE[place]} T . . ." for place in (0, 1, 2, 6, 7)]
+    vcf = write_vcf(tmp_path / "in.vcf", *rows)
+    sizes: list[int] = []
+
+    def watched(ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        sizes.append(ids_BL.numel())
+        return letter_model(ids_BL, lengths_B)
+
+    def scores() -> str:
+        VariantScorer(window_bases=8).run(watched, DnaTokenizer(), vcf, fasta, str(tmp_path / "o.vcf"))
+        return (tmp_path / "o.vcf").read_text()
+
+    whole = scores()
+    assert max(sizes) > 24
+    sizes.clear()
+    monkeypatch.setattr("domains.dna.variants.scorer.PASS_BASES", 24)
+    assert scores() == whole
+    assert max(sizes) == 24
 
 
 def test_failure_in_the_middle_leaves_no_output(tmp_path, write_fasta):

@@ -106,3 +106,12 @@ def test_edited_description_is_noticed(tmp_path):
     (folder / META).write_text(json.dumps({**text, "step": 11}))
     with pytest.raises(ValueError, match=r"model\.json"):
         load(folder, "cpu")
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    write(tmp_path / "run")
+    with pytest.raises(ValueError, match="device='tpu' must be cpu or cuda"):
+        load(tmp_path / "run", "tpu")
+    absent = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ValueError, match=f"device='{absent}': torch finds"):
+        load(tmp_path / "run", absent)
