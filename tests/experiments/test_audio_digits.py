@@ -1,0 +1,98 @@
+"""The study of spoken digits in tiny sizes: every part leaves its rows, its sounds and what scores them again."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY = ["example:digits", "--smoke", "--seconds", "500", "--commit", "abc"]
+
+
+@pytest.fixture
+def run(experiment):
+    return experiment("audio.digits.run")
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_models_have_equally_many_parameters(run):
+    from seqmodels.cli.compose import compose
+    from seqmodels.instantiate import build
+    from seqmodels.model import model_spec
+
+    counts = {}
+    for name, words in run.MODELS.items():
+        config = compose("train", ["experiment=digits", *words])
+        model = build(model_spec(config["backbone"], config["head"], vocab_size=256, num_classes=None))
+        counts[name] = sum(parameter.numel() for parameter in model.parameters())
+    assert max(counts.values()) < 1.05 * min(counts.values()), counts
+
+
+def test_every_part_leaves_its_rows_and_sounds(run, tmp_path: Path):
+    run.main([*TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--parts", "classifier,told"])
+    rows = rows_of(tmp_path / "out" / "digits.csv")
+    assert {row["status"] for row in rows} == {"ok"}, [row for row in rows if row["status"] != "ok"]
+    assert {row["commit"] for row in rows} == {"abc"}
+    whats = [(row["what"], row["set"]) for row in rows]
+    for wanted in (("classifier", "test"), ("bits", "test"), ("scores", "train (real)"), ("scores", "samples"),
+                   ("scores", "samples, after rejection")):  # fmt: skip
+        assert wanted in whats
+    told = [row for row in rows if (row["model"], row["set"]) == ("told", "samples")]
+    assert "accuracy" in {row["metric"] for row in told}
+    assert {row["note"] for row in told} == {"standard, against test", "sashimi, against train"}
+    real = [row for row in rows if row["model"] == "real" and row["note"] == "standard, against test"]
+    assert len(real) == 3 * len(run.SCORES), "once, however many models are scored"
+    markov = rows_of(tmp_path / "out" / "digits_markov.csv")
+    assert [row["order"] for row in markov if row["set"] == "test"] == ["0", "1"]
+    ids = np.load(tmp_path / "out" / "samples" / "told" / "all.npy")
+    assert (ids.shape, ids.dtype) == ((20, 96), np.uint8)
+    assert len(list((tmp_path / "out" / "samples" / "told").glob("*.wav"))) == run.KEPT_SOUNDS
+    from seqmodels.inference import load
+
+    kept = load(tmp_path / "out" / "classifier", "cpu", objective="classify")
+    assert kept.class_names == tuple("0123456789")
+
+
+def test_a_part_that_fails_is_a_row_and_the_next_begins(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(self, name: str) -> None:
+        if name == "mamba":
+            raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(run.Digits, "language_model", fail)
+    monkeypatch.setattr(run, "begin_markov", lambda words: type("Done", (), {"wait": lambda self: 0})())
+    run.main([*TINY, "--out", str(tmp_path), "--parts", "mamba,unet_s4d"])
+    (row,) = rows_of(tmp_path / "digits.csv")
+    assert (row["what"], row["model"], row["status"]) == ("mamba", "mamba", "RuntimeError: no such luck")
+
+
+def test_what_the_command_refuses(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for words, message in (
+        ([str(tmp_path / "none")], "no such folder"),
+        (["example:digits", "--parts", "lstm"], "--parts lstm: known are"),
+    ):
+        with pytest.raises(SystemExit):
+            run.arguments([*words, "--out", str(tmp_path)])
+        assert message in capsys.readouterr().err
+
+
+def test_clips_are_copied_once_and_counted(experiment, tmp_path: Path):
+    import soundfile
+
+    data = experiment("audio.digits.data")
+    source, dice = tmp_path / "from", np.random.default_rng(0)
+    source.mkdir()
+    for digit in range(2):
+        for take in range(12):
+            soundfile.write(source / f"{digit}_kim_{take}.flac", dice.uniform(-0.5, 0.5, 100 + take), 8000)
+    assert data.copied(source, tmp_path / "to") == 24
+    report = data.account(tmp_path / "to")
+    assert [report[f"{split}_segments"] for split in ("train", "valid", "test")] == [4, 10, 10]
+    assert (report["length_0"], report["length_1"]) == (100, 111)
+    with pytest.raises(FileNotFoundError, match="no <digit>_<speaker>_<take>"):
+        data.copied(tmp_path, tmp_path / "to")
