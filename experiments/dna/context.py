@@ -183,7 +183,8 @@ def start_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def jobs(options: argparse.Namespace) -> list[str]:
     """`start`, then "kind:length" in the order in which they run."""
-    wanted = {name: kind for name, kind in kinds(options).items() if not options.only or name in options.only.split(",")}
+    chosen = options.only.split(",") if options.only else list(kinds(options))
+    wanted = {name: kind for name, kind in kinds(options).items() if name in chosen}
     if not options.start:
         wanted = {name: kind for name, kind in wanted.items() if not kind.continued}
     first = ["start"] if any(kind.continued for kind in wanted.values()) else []

@@ -37,6 +37,7 @@ from experiments.dna import data as dna_data  # noqa: E402
 from experiments.dna import language_model as lm  # noqa: E402
 from experiments.gpu import job_pool  # noqa: E402
 
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)  # high orders of a whole chromosome want much
 RUN = "pretrain"  # name of the run folder, in WORK/runs
 COLUMNS = [
     "what", "split", "region_class", "bits_per_base", "perplexity", "accuracy", "targets", "window_bases", "order",
@@ -113,7 +114,7 @@ def curve(data: dna_data.HumanData, options: argparse.Namespace, about: Mapping[
 def markov_rows(data: dna_data.HumanData, options: argparse.Namespace, *, both_strands: bool) -> Iterator[Row]:
     """Every order on both held-out splits."""
     from domains.dna.tokenizer import reverse_complement_ids
-    from seqmodels.data.markov import markov_bits
+    from seqmodels.data.markov import markov_orders
 
     corpus = lm.corpus(data, min(1024, data.unit))
     ignored = set(range(corpus.tokenizer.vocab_size)) - set(corpus.tokenizer.drawn_ids)
@@ -122,16 +123,18 @@ def markov_rows(data: dna_data.HumanData, options: argparse.Namespace, *, both_s
         train = [*map(reverse_complement_ids, train), *train]
     held_out, marks = held_out_bases(data)
     begin = time.perf_counter()
-    rows = markov_bits(train, held_out, max_order=options.max_order, ignore=sorted(ignored), marks=marks)
-    about: Row = dict(strands="both" if both_strands else "one", gpu="none (CPU)", status="ok")
-    about |= dict(tokens=sum(map(len, train)), seconds=round(time.perf_counter() - begin, 1))
+    rows = markov_orders(
+        train, held_out, max_order=options.max_order, ignore=sorted(ignored), strengths=STRENGTHS, marks=marks
+    )
+    about: Row = dict(strands="both" if both_strands else "one", tokens=sum(map(len, train)), gpu="none (CPU)")
     for row in rows:
         for kind, bits in row.by_mark.items():
             split, _, region_class = kind.partition(" ")
             yield about | dict(
                 what="markov", split=split, region_class=region_class, bits_per_base=round(bits, 5),
                 perplexity=round(2**bits, 4), order=row.order, model=f"markov {row.order}",
-                smoothing=f"{row.smoothing} {row.strength:g}",
+                smoothing=f"{row.smoothing} {row.strength:g}", seconds=round(time.perf_counter() - begin, 1),
+                status="ok",
             )  # fmt: skip
 
 
@@ -181,19 +184,19 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for the unpacked genome and the runs; default a new one")
     parser.add_argument("--out", type=Path, help="folder for the CSV and the trained model; default build/dna_results")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
-    parser.add_argument("--steps", type=int, default=2800, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     parser.add_argument("--window", type=int, default=1024, help="bases of a training window")
-    parser.add_argument("--batch", type=int, default=256, help="windows of a step")
-    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--batch", type=int, default=128, help="windows of a step")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--max-order", type=int, default=12, help="of the Markov models")
+    parser.add_argument("--max-order", type=int, default=16, help="of the Markov models")
     parser.add_argument("--commit", help="the commit measured; default asks git")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, embedded data")
     options = parser.parse_args(words)
     if wrong := set(options.parts.split(",")) - set(PARTS):
         parser.error(f"--parts {','.join(sorted(wrong))}: known are {', '.join(PARTS)}")
-    options.log_every, options.curve_every, options.eval_windows = 20, 200, (1024, 2**16)
+    options.log_every, options.curve_every, options.eval_windows = 20, 400, (1024, 2**16)
     if options.smoke:
         options.steps, options.window, options.batch, options.d_model, options.layers = 4, 256, 2, 16, 2
         options.max_order, options.log_every, options.curve_every, options.eval_windows = 3, 1, 2, (256, 1024)
@@ -228,7 +231,8 @@ def main() -> None:
     own = [f"--work={options.work}", f"--out={options.out}"]  # the last of an option counts
     command = [sys.executable, __file__, *sys.argv[1:], *own]
     parts = options.parts.split(",")
-    job_pool.run_jobs(command, parts, on_row=on_row, on_failure=on_failure, workers=len(parts), silence_s=900)
+    silence_s = 180 if parts == ["train"] else 3600  # a Markov model of high order thinks in silence
+    job_pool.run_jobs(command, parts, on_row=on_row, on_failure=on_failure, workers=len(parts), silence_s=silence_s)
     print(f"{', '.join(parts)} in {time.monotonic() - begin:.0f} s -> {options.out}; runs in {options.work}")
     raise SystemExit(1 if bad else 0)
 

@@ -99,6 +99,12 @@ class SequenceDataModule(L.LightningDataModule):
             self._validation = (max_batches, stream)
         return self._validation[1]
 
+    def close(self) -> None:
+        """Ends the processes that read batches."""
+        for stream in (self._stream, self._validation[1] if self._validation else None):
+            if stream is not None:
+                stream.close()
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copies that overlap with computing where the batch lies in pinned memory."""
         return batch.to(device, non_blocking=True)

@@ -156,6 +156,14 @@ class BatchStream:
             if loaded.batch is not None:
                 yield loaded.batch
 
+    def close(self) -> None:
+        """Ends the reading processes. Left to the garbage collector, their queues may go first, and torch then waits
+        five seconds for each process."""
+        workers = self.loader._iterator
+        if workers is not None:
+            workers._shutdown_workers()  # type: ignore[attr-defined]  # torch has no public name for it
+            self.loader._iterator = None
+
 
 def training_batches(
     dataset: SequenceDataset,

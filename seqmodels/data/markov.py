@@ -17,7 +17,7 @@ with p_{-1} = 1/V. The smoothing (kind and strength s) is chosen for each order 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,7 +121,9 @@ class _Counts:
 def _found(known: np.ndarray, counts: np.ndarray, keys: np.ndarray) -> np.ndarray:
     if not len(known):
         return np.zeros(len(keys), dtype=np.int64)
-    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    ascending = np.argsort(keys)  # neighbours in a table of gigabytes are found in the cache
+    place = np.empty(len(keys), dtype=np.int64)
+    place[ascending] = np.minimum(np.searchsorted(known, keys[ascending]), len(known) - 1)
     return np.where(known[place] == keys, counts[place], 0)
 
 
@@ -192,6 +194,21 @@ def markov_bits(
     Raises:
         ValueError: max_order is negative, there is too little training data, or nothing to predict.
     """
+    return list(
+        markov_orders(train, held_out, max_order=max_order, ignore=ignore, strengths=strengths, marks=marks)
+    )
+
+
+def markov_orders(
+    train: Iterable[np.ndarray],
+    held_out: Iterable[np.ndarray],
+    *,
+    max_order: int,
+    ignore: Sequence[int] = (),
+    strengths: Sequence[float] = STRENGTHS,
+    marks: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> Iterator[MarkovRow]:
+    """`markov_bits`, order after order as they are known: high orders of a whole chromosome take minutes."""
     if max_order < 0:
         raise ValueError(f"max_order={max_order} must be at least 0")
     train, held_out = [np.asarray(ids) for ids in train], list(held_out)
@@ -208,7 +225,6 @@ def markov_bits(
     uniform = 1.0 / vocab
     candidates = [(kind, strength) for kind in ("interpolated", "additive") for strength in strengths]
     tune_lower, target_lower = np.full(len(tune), uniform), np.full(len(target), uniform)
-    rows = []
     for order in range(max_order + 1):
         evidence = _Evidence.of(tune, _Counts(fit, order, vocab), order, tune_lower)
         tuned = {candidate: _bits(evidence.probabilities(*candidate), tune) for candidate in candidates}
@@ -219,9 +235,8 @@ def markov_bits(
         evidence = _Evidence.of(target, _Counts(whole, order, vocab), order, target_lower)
         found = evidence.probabilities(*best)
         by_mark = {name: _bits(found, target, here) for name, here in classes.items() if here.any()}
-        rows.append(MarkovRow(order, _bits(found, target), *best, by_mark))
+        yield MarkovRow(order, _bits(found, target), *best, by_mark)
         target_lower = evidence.probabilities(*chain)
-    return rows
 
 
 def _alphabet(train: Sequence[np.ndarray], ignore: Sequence[int]) -> tuple[np.ndarray, int]:

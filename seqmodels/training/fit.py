@@ -176,7 +176,10 @@ def _fit(
     trainer = _lightning_trainer(recipe.trainer, run, [rhythm, *callbacks], loggers)
     _describe(network, corpus, trainer, run)
     _describe_stages(data, recipe.trainer)
-    trainer.fit(task, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=None if checkpoint is None else str(checkpoint))
+    finally:
+        data.close()
     return TrainResult(
         run_dir=run.path,
         step=trainer.global_step,

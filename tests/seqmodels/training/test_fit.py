@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import multiprocessing
 import warnings
 
 import numpy as np
@@ -151,6 +152,12 @@ def test_skipped_records_are_reported(tmp_path):
     # 8 batches of 4 are one epoch of 30 and two more: each bad one is met once, and 4 once more in place of 3
     assert set(result.skipped) == {f"tiny.txt:{n}: cannot be read" for n in (3, 4)}
     assert len(result.skipped) >= 3
+
+
+def test_reading_processes_end_with_the_run(tmp_path):
+    before = set(multiprocessing.active_children())
+    train(TinyCorpus(), tiny_model(), tiny_recipe(max_steps=2, num_workers=1), run_dir=tmp_path / "run")
+    assert set(multiprocessing.active_children()) <= before  # else each takes five seconds of the command's end
 
 
 def test_a_bad_record_stops_the_run(tmp_path):
