@@ -237,13 +237,21 @@ def train(name: str, words: list[str], setting: Setting, options: argparse.Names
     shutil.copyfile(result.run_dir / "metrics.csv", logs / f"{name}.csv")
     meta = read_meta(find_checkpoint(result.run_dir, "best"))
     bits = [value for key, value in meta["metrics"].items() if key.startswith("valid_bits")]
-    shown = [word for word in words if not word.startswith(("paths.", "name=", "logger=", "callbacks=", "data.num"))]
+    hidden = ("paths.", "name=", "logger=", "callbacks=", "data.num")
+    shown = plain_paths(" ".join(word for word in words if not word.startswith(hidden)), options)
     return result, dict(
         best_step=meta["step"], steps=result.step, train_tokens=result.step * batch * window_of(setting, options),
         train_seconds=round(seconds, 1), valid_bits=round(bits[0], 4) if bits else "", seed=options.seed,
-        parameters=sum(tensor.numel() for tensor in weights(result.run_dir)), words=" ".join(shown),
+        parameters=sum(tensor.numel() for tensor in weights(result.run_dir)), words=shown,
         torch=torch.__version__, gpu=torch.cuda.get_device_name() if on_gpu else "none (CPU)",
     )  # fmt: skip
+
+
+def plain_paths(words: str, options: argparse.Namespace) -> str:
+    """Without the folders of the machine that the run was made on."""
+    for folder, name in ((options.work, "runs"), (options.data, "build/species"), (options.out, "out")):
+        words = words.replace(str(folder), name)
+    return words
 
 
 def weights(run_dir: Path) -> list[Any]:
