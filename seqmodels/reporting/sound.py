@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import wave
 from dataclasses import dataclass
 
@@ -29,6 +30,21 @@ def wav_bytes(samples_S: np.ndarray, sample_rate_hz: int) -> bytes:
     return buffer.getvalue()
 
 
+def read_wav(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """(S,) float64 samples in [-1, 1) and the rate of a mono WAV of 16 or 24 bits, as generation writes them.
+
+    Raises:
+        ValueError: more than one channel, or another width.
+    """
+    with wave.open(os.fspath(path), "rb") as file:
+        if file.getnchannels() != 1 or file.getsampwidth() not in (2, 3):
+            raise ValueError(f"{path}: {file.getnchannels()} channels of {file.getsampwidth()} bytes; mono of 2 or 3")
+        width, rate_hz, data = file.getsampwidth(), file.getframerate(), file.readframes(file.getnframes())
+    bytes_S4 = np.zeros((len(data) // width, 4), np.uint8)  # the low bytes stay zero: little-endian int32
+    bytes_S4[:, 4 - width :] = np.frombuffer(data, np.uint8).reshape(-1, width)
+    return bytes_S4.view("<i4")[:, 0] / 2.0**31, rate_hz
+
+
 def spectrogram_db(samples_S: np.ndarray, window_samples: int = 256, columns: int = 400) -> np.ndarray:
     """(window_samples // 2 + 1, columns) power in dB below the loudest point, low frequencies first.
 
@@ -39,6 +55,11 @@ def spectrogram_db(samples_S: np.ndarray, window_samples: int = 256, columns: in
     frames = padded[starts[:, None] + np.arange(window_samples)] * np.hanning(window_samples)
     power = np.abs(np.fft.rfft(frames, axis=1)).T ** 2
     return 10 * np.log10(np.maximum(power, 1e-12) / max(power.max(), 1e-12))
+
+
+def heat_picture(samples_S: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the spectrogram, high frequencies on top."""
+    return heat_rgb(spectrogram_db(samples_S)[::-1] / DYNAMIC_RANGE_DB + 1.0)
 
 
 @dataclass(frozen=True)
@@ -96,8 +117,7 @@ class Sound:
         return f'{zero}{labels}<polygon class="wave" points="{top} {bottom}" />'
 
     def _spectrum(self) -> str:
-        level = spectrogram_db(self.samples_S) / DYNAMIC_RANGE_DB + 1.0
-        picture = data_uri(encode_png(heat_rgb(level[::-1])), "image/png")
+        picture = data_uri(encode_png(heat_picture(self.samples_S)), "image/png")
         top = WAVE_HEIGHT + GAP
         y = Scale(0.0, self.sample_rate_hz / 2, top + SPECTRUM_HEIGHT, top)
         ticks = round_ticks(0.0, self.sample_rate_hz / 2, 5)

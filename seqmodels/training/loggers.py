@@ -13,6 +13,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
 KEY_COLUMNS = ("step", "split")
+MOST_LETTERS = 1000  # of a sample that is text
 
 
 class RunLog(Logger):
@@ -36,6 +37,9 @@ class RunLog(Logger):
     def roll_back(self, step: int) -> None:
         """Forget what was logged after `step`; called once, before anything is logged."""
         raise NotImplementedError
+
+    def log_sample(self, name: str, path: Path, step: int) -> None:
+        """A sequence that the model made, in a file; most logs have no place for one."""
 
 
 class CsvLog(RunLog):
@@ -117,6 +121,18 @@ class TensorBoardLog(RunLog):
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self.experiment.add_scalar(f"{split}/{name}", value, global_step=step)
+
+    @rank_zero_only
+    def log_sample(self, name: str, path: Path, step: int) -> None:
+        """A WAV as sound with its spectrogram, anything else as text, cut after a thousand letters."""
+        if path.suffix != ".wav":
+            self.experiment.add_text(name, path.read_text()[:MOST_LETTERS], global_step=step)
+            return
+        from seqmodels.reporting.sound import heat_picture, read_wav
+
+        samples_S, rate_hz = read_wav(path)
+        self.experiment.add_audio(name, samples_S[None], global_step=step, sample_rate=rate_hz)
+        self.experiment.add_image(f"{name}/spectrogram", heat_picture(samples_S), global_step=step, dataformats="HWC")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

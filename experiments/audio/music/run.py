@@ -64,9 +64,9 @@ class Music:
 
     def __init__(self, study: Study, positions: Study, sound: Path, *, smoke: bool) -> None:
         self.study, self.positions, self.sound, self.smoke = study, positions, sound, smoke
-        self.powers = (9, 11) if smoke else POWERS
-        self.flat_powers = (9,) if smoke else FLAT_POWERS
-        self.step_tokens = 2**11 if smoke else STEP_TOKENS
+        self.powers = (8, 10) if smoke else POWERS
+        self.flat_powers = (8,) if smoke else FLAT_POWERS
+        self.step_tokens = 2**10 if smoke else STEP_TOKENS
         self.longest = 2 ** max(self.powers)
         self.models = TINY if smoke else MODELS
 
@@ -103,7 +103,7 @@ class Music:
     def best_rate(self) -> float:
         """The learning rate with the lowest validation loss after `RATE_STEPS` steps at one context."""
         found: dict[float, float] = {}
-        power, steps = (9, 2) if self.smoke else (RATE_POWER, RATE_STEPS)
+        power, steps = (8, 2) if self.smoke else (RATE_POWER, RATE_STEPS)
         for lr in RATES:
             made = self.study.attempt("rate", lambda lr=lr: self.train("unet", power, steps=steps, lr=lr), lr=lr)
             if made:
@@ -181,7 +181,7 @@ class Music:
     def continuations(self, run: Path) -> None:
         """Continuations of a real prefix as WAVs, what really came beside them, and how likely the model finds each."""
         out = self.study.out
-        seconds = (2.0, 0.1) if self.smoke else (PREFIX_S, NEW_S)
+        seconds = (0.5, 0.02) if self.smoke else (PREFIX_S, NEW_S)
         begin_s = 1 if self.smoke else PREFIX_BEGIN_S
         piece = read_wav(self.sound / f"{PREFIX_FILE}.wav", begin_s, begin_s + sum(seconds))
         border = round(seconds[0] * RATE_HZ)
