@@ -44,6 +44,8 @@ def run(words: Sequence[str]) -> int:
     report = evaluate_run(config, of_data)
     _show(report)
     print(f"written     {_write(report, config['output'] or _home(config))}")
+    if config["per_sequence"] is not None:
+        print(f"written     {config['per_sequence']}")
     return 0
 
 
@@ -56,6 +58,8 @@ def _run_several(runs: str, own: Sequence[str], of_data: Sequence[str]) -> int:
     paths, reports = _expanded(runs), []
     for path in paths:
         config = compose("evaluate", [*own, f'run="{path}"'])
+        if config["per_sequence"] is not None:
+            raise OverrideError("per_sequence= is the table of one run: give run=<one>, not runs=<several>")
         reports.append(evaluate_run(config, of_data))
         _write(reports[-1], _home(config))
         shown = (f"{name.replace('_', ' ')} {value:.4f}" for name, value in reports[-1]["metrics"].items())
@@ -118,7 +122,8 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     from seqmodels.inference import load
     from seqmodels.instantiate import build
     from seqmodels.training.baseline import Witness, markov_beside
-    from seqmodels.training.evaluate import evaluate
+    from seqmodels.training.class_scores import class_scores
+    from seqmodels.training.evaluate import RowTable, evaluate
     from seqmodels.training.run_folder import RunFolder
 
     loaded = load(config["run"], config["device"], which=config["checkpoint"])
@@ -148,8 +153,13 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     mask_id = getattr(loaded.tokenizer, "mask_id", None) if model.head.masking else None
     witness = Witness(corpus.mark_names if marked else (), mask_id)
     seen = witness.watch(batches) if marked else batches
+    table = RowTable()
     with bar("evaluating", len(split), "sequence") as move:
-        result = evaluate(model, seen, precision=config["precision"], on_batch=move, mark_names=witness.names)
+        on_row = None if config["per_sequence"] is None else table.add
+        how = {"precision": config["precision"], "mark_names": witness.names, "on_row": on_row}
+        result = evaluate(model, seen, on_batch=move, **how)
+    if config["per_sequence"] is not None:
+        table.write(config["per_sequence"], loaded.model.head.counted(loaded.tokenizer.unit))
     report: dict[str, Any] = {
         "run": str(_run_folder(config["run"])),
         "checkpoint": loaded.folder.name,
@@ -170,6 +180,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
             limits = {"max_order": config["markov_order"], "max_symbols": config["markov_symbols"]}
             report["markov"] = markov_beside(trained_on, witness, **limits)
     if result.confusion_OO is not None:
+        report["metrics"] |= class_scores(result.confusion_OO)
         report |= {"class_names": list(loaded.class_names), "confusion": result.confusion_OO.tolist()}
     if _wants_scores(config, loaded):
         report["sounds"] = _sound_scores(config, loaded)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -57,6 +59,7 @@ def evaluate(
     reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     on_batch: Callable[[int], object] = lambda sequences: None,
     mark_names: Sequence[str] = (),
+    on_row: Callable[[str, LossSums], object] | None = None,
 ) -> Evaluation:
     """Runs a model over batches without gradients; batch size and padding do not change the result.
 
@@ -67,6 +70,7 @@ def evaluate(
         reduce: adds a tensor up over processes.
         on_batch: called with the number of rows after every batch, for progress.
         mark_names: classes of positions, in the order of the bits of `Batch.marks_BL`.
+        on_row: called with the name and the sums of every row; several times in turn for a row read in pieces.
 
     Raises:
         ValueError: there are no batches.
@@ -76,13 +80,37 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad(), autocast(device, precision):
-            tally = _Tally(mark_names)
+            tally = _Tally(mark_names, on_row)
             for batch in batches:
                 tally.add(model, batch.to(device, non_blocking=True))
                 on_batch(len(batch.record_ids))
     finally:
         model.train(was_training)
     return tally.total(reduce, device)
+
+
+class RowTable:
+    """Sums of every sequence by its name, for `evaluate(on_row=table.add)`; pieces of one, and copies, are added up."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, LossSums] = {}
+
+    def add(self, name: str, sums: LossSums) -> None:
+        """A row, or a piece of one."""
+        self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+
+    def write(self, path: str | Path, unit: str) -> None:
+        """A table, tab-separated: sequence, targets, loss (nats), bits_per_<unit>, … in the order of evaluation."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [(name, sums, _named(sums, unit)) for name, sums in self.sums.items()]
+        partial = path.with_name(f".{path.name}.partial")
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, delimiter="\t", lineterminator="\n")
+            table.writerow(["sequence", "targets", *(rows[0][2] if rows else ())])
+            for name, sums, metrics in rows:
+                table.writerow([name, f"{float(sums.count):g}", *(f"{value:.6f}" for value in metrics.values())])
+        partial.replace(path)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -99,8 +127,8 @@ def resolve_precision(device: torch.device, precision: str) -> str:
 
 
 class _Tally:
-    def __init__(self, mark_names: Sequence[str]) -> None:
-        self.mark_names = mark_names
+    def __init__(self, mark_names: Sequence[str], on_row: Callable[[str, LossSums], object] | None) -> None:
+        self.mark_names, self.on_row = mark_names, on_row
         self.by_mark: dict[str, LossSums] = {}
         self.sums: LossSums | None = None
         self.sequences = 0
@@ -122,6 +150,9 @@ class _Tally:
         self.sums = sums if self.sums is None else self.sums + sums
         if batch.marks_BL is not None and self.mark_names:
             self._add_marks(model, logits, batch, batch.marks_BL)
+        if self.on_row is not None:
+            for row, name in enumerate(batch.record_ids):
+                self.on_row(name, model.head.loss(logits[row : row + 1], _one_row(batch, row)).detach())
         if batch.labels_B is not None and model.head.objective == "classify":
             O = logits.shape[-1]  # noqa: E741
             cells_B = batch.labels_B * O + logits.argmax(dim=-1)
@@ -144,6 +175,12 @@ class _Tally:
         sequences = int(reduce(torch.tensor(float(self.sequences), device=device, dtype=torch.float64)))
         confusion_OO = None if self.confusion_OO is None else reduce(self.confusion_OO).cpu()
         return Evaluation(sums, sequences, confusion_OO, {k: part for k, part in by_mark.items() if part.count > 0})
+
+
+def _one_row(batch: Batch, row: int) -> Batch:
+    tensors = {field.name: value for field in fields(batch) if isinstance(value := getattr(batch, field.name), Tensor)}
+    rows = {name: tensor[row : row + 1] for name, tensor in tensors.items()}
+    return replace(batch, record_ids=batch.record_ids[row : row + 1], **rows)
 
 
 def _named(sums: LossSums, unit: str) -> dict[str, float]:

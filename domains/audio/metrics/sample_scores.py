@@ -140,6 +140,8 @@ class SampleScores:
         if not corpus.class_names:
             raise ValueError("scores need a labelled data set behind the classifier, and this one has no labels")
         made = made_sounds(samples)
+        if len(made.paths) < 2:
+            raise ValueError(f"samples={str(samples)!r}: one sound alone has no scores; at least two are needed")
         labels_N = self._labels(made, corpus)
         real = {split: self._split(classifier, corpus, split, on_clips) for split in SPLITS}
         reference, _ = real[self.reference]

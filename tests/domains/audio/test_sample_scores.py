@@ -159,8 +159,9 @@ BROKEN = {
     "samples=gone.tsv": "gone.tsv lists gone.wav, which is not there",
     "samples=strange.tsv": "sounds were made as 'eleven', and the classifier knows 0, 1, 2",
     "samples=mixed.tsv": "1 of 2 sounds were made as no class",
-    "samples=nan": "NaN",
+    "samples=nan": "nan/a.wav: sample 1 of channel 0 (0.000 s) is nan",
     "samples=torn": "torn/a.wav",
+    "samples=alone": "one sound alone has no scores",
     "scorer.rejection=some": "scorer.rejection='some'; accepted: auto, tuned, none",
     "scorer.rejection=[0.9,0.1]": "0 <= lower < upper <= 1",
     "scorer.reference=held_out": "accepted: train, valid, test",
@@ -172,8 +173,9 @@ BROKEN = {
 @pytest.mark.parametrize("word", BROKEN)
 def test_what_cannot_be_scored(folder: Path, word: str):
     Path("empty").mkdir(exist_ok=True)
-    for name in ("nan", "torn"):
+    for name in ("nan", "torn", "alone"):
         Path(name).mkdir(exist_ok=True)
+        soundfile.write(f"{name}/b.wav", np.zeros(500), 8000)
     soundfile.write("nan/a.wav", np.array([0.1, np.nan, 0.2] * 20, np.float32), 8000, subtype="FLOAT")
     soundfile.write("torn/a.wav", np.zeros(500), 8000)
     Path("torn/a.wav").write_bytes(Path("torn/a.wav").read_bytes()[:300])
