@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +17,15 @@ def compose() -> Callable[..., dict[str, Any]]:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    def composed(group: str, name: str, *overrides: str) -> dict[str, Any]:
+    @functools.cache
+    def once(group: str, name: str, *overrides: str) -> dict[str, Any]:
         with initialize_config_module("seqmodels.conf", version_base="1.3"):
             config = compose(overrides=[f"+{group}={name}", *overrides])
         plain = OmegaConf.to_container(config[group], resolve=True)
         assert isinstance(plain, dict)
         return plain  # type: ignore[return-value]
 
-    return composed
+    return lambda *words: copy.deepcopy(once(*words))
 
 
 @pytest.fixture

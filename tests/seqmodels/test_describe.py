@@ -47,7 +47,8 @@ def test_parts_add_up(spec):
 
 
 def test_an_own_head_and_pooling_are_parts(spec):
-    facts = describe(spec("unet", "backbone.d_model=16", tied=False), length=32, gpus=ONE_GPU)
+    words = ("backbone.d_model=16", "backbone.n_layers=1")
+    facts = describe(spec("unet", *words, tied=False), length=32, gpus=ONE_GPU)
     assert facts.parameters_by_part["head"] == 16 * 16
     pools = (64 * 32 + 32) + (128 * 64 + 64) + (64 * 128 + 128) + (32 * 64 + 64)
     assert facts.parameters_by_part["pooling"] == pools
@@ -57,8 +58,8 @@ def test_an_own_head_and_pooling_are_parts(spec):
 
 @pytest.mark.parametrize("name", ["mamba_tiny", "mamba2_hybrid_small", "unet"])
 def test_state_is_what_a_real_model_carries(spec, name):
-    words = ("backbone.d_model=64",)
-    made = spec(name, *words)
+    words = {"unet": ["backbone.n_layers=1"], "mamba_tiny": ["backbone.n_layers=2"]}.get(name, [])
+    made = spec(name, "backbone.d_model=64", *words)
     facts = describe(made, length=40, batch=3, precision="32-true", gpus=ONE_GPU)
     _, state = real(made, 40)
     assert facts.state_bytes == state_bytes(state)
@@ -89,14 +90,17 @@ def test_state_of_an_optimizer(optimizer, expected):
     assert optimizer_bytes_per_parameter(momentum) == 4
 
 
+DEPTH = 3  # two blocks and a last one, whose output the final norm reads
+
+
 def kept(spec, *words: str, length: int = 2**14, **settings) -> float:
-    made = spec("mamba_tiny", *words)
+    made = spec("mamba_tiny", f"backbone.n_layers={DEPTH}", *words)
     return describe(made, length=length, gpus=ONE_GPU, **settings).training[0].activations_bytes
 
 
 def test_activations_of_mamba_follow_from_its_shapes(spec):
     """What each level keeps differs by whole tensors: kernels/seqkernels/mamba_inner/README.md lists them."""
-    L, E, layers, states = 2**14, 128, 6, 16
+    L, E, layers, states = 2**14, 128, DEPTH, 16
     nothing, inputs, everything = (kept(spec, f"backbone.layer.recompute={x}") for x in ("nothing", "inputs", "all"))
     assert nothing - inputs == pytest.approx(layers * 2 * 2 * L * E, rel=0.02)  # the convolution's output, step sizes
     # the scan's output and gated output (bf16), its states (fp32, every 4 positions), and the small x_proj
@@ -110,12 +114,12 @@ def test_activations_grow_with_tokens_and_recomputing_blocks_keeps_their_inputs(
     assert kept(spec, batch=2) == pytest.approx(2 * once, rel=0.01)
     lean = kept(spec, "backbone.checkpoint_blocks=true")
     # between blocks: fp32 residual and bf16 output of the mixer; the last block's are read by the final norm
-    assert lean == pytest.approx(6 * 2**14 * 64 * (4 + 2), rel=0.35)
+    assert lean == pytest.approx(DEPTH * 2**14 * 64 * (4 + 2), rel=0.35)
     assert lean < 0.2 * once
 
 
 def test_what_is_saved_depends_on_the_gpu_and_so_does_the_answer(spec):
-    facts = describe(spec("dna_1m"), length=2**20)
+    facts = describe(spec("dna_1m", "backbone.n_layers=2"), length=2**20)
     small, middle, large = facts.training
     assert [memory.gpu for memory in facts.training] == list(COMMON_GPUS)
     assert small.activations_bytes < middle.activations_bytes < large.activations_bytes

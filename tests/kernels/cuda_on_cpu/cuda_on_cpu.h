@@ -176,6 +176,3 @@ int launch(Kernel kernel, const Args& args, int blocks_x, int blocks_y, int thre
 inline void __syncthreads() { cpu::wait_at(cpu::current->all); }
 inline void __syncwarp() { cpu::wait_at(cpu::warp()); }
 inline float __shfl_xor_sync(unsigned, float v, int mask) { return cpu::shuffle_xor(v, mask); }
-inline void sincospif(float x, float* sine, float* cosine) {
-  *sine = (float)std::sin((double)x * M_PI), *cosine = (float)std::cos((double)x * M_PI);
-}
