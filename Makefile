@@ -30,7 +30,7 @@ demo: install    ## real DNA and real sound to trained models and their output; 
 test: install    ## lint, types and every test that needs no GPU
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n 2 -m "not gpu" $(SHAPE_CHECKS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu" $(SHAPE_CHECKS)
 
 gpu-test: install ## the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
