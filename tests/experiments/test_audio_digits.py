@@ -34,6 +34,17 @@ def test_the_models_have_equally_many_parameters(run):
     assert max(counts.values()) < 1.05 * min(counts.values()), counts
 
 
+def test_the_classifiers_are_what_the_command_builds(run):
+    from seqmodels.cli.compose import compose
+    from seqmodels.instantiate import build
+    from seqmodels.model import model_spec
+
+    for words in run.CLASSIFIERS.values():
+        config = compose("train", ["experiment=digit_classifier", *words])
+        spec = model_spec(config["backbone"], config["head"], vocab_size=256, num_classes=10)
+        assert build(spec).head.classifier.in_features == 64, "features that FID compares"
+
+
 def test_every_part_leaves_its_rows_and_sounds(run, tmp_path: Path):
     run.main([*TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--parts", "classifier,told"])
     rows = rows_of(tmp_path / "out" / "digits.csv")

@@ -72,7 +72,7 @@ SCORES = ("fid", "inception_score", "modified_inception_score", "am", "accuracy"
 CLASSIFIERS = {  # the next is tried where the one before hears too little
     "classifier": [],
     "classifier_patches": [  # nothing but two linear maps at every sample: several times faster
-        "backbone.pool=[16]", "backbone.expand=[4]", "backbone.outer=-", "backbone.centre=s-s-s-s-",
+        "backbone.pool=[16]", "backbone.expand=4", "backbone.outer=-", "backbone.centre=s-s-s-s-",
         "optimizer.lr=0.002",
     ],
 }

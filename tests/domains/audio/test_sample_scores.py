@@ -183,7 +183,7 @@ def test_what_cannot_be_scored(folder: Path, word: str):
     file = "runs/told/results/generated-0_00.wav"
     Path("other.tsv").write_text("a\tb\n1\t2\n")
     Path("gone.tsv").write_text(f"{header}gone.wav\t-1\t0\n")
-    Path("strange.tsv").write_text(f"{header}{file}\t-1\televen\n")
+    Path("strange.tsv").write_text(f"{header}{file}\t-1\televen\n{file}\t-1\t3\n")
     Path("mixed.tsv").write_text(f"{header}{file}\t-1\tnone\n{file}\t-1\t3\n")
     code, out = run("evaluate", "run=runs/told", "classifier=runs/judge", *FEW, word)
     assert code == 1, out
