@@ -92,6 +92,20 @@ dna_pretrain() {
   rm -rf "$work"
 }
 
+# DNA with labels; SPECIES is the folder that data.py of experiments/dna/species and benchmarks filled. The second starts
+# from a model that the first has trained, and clears the runs of both away.
+dna_species() {
+  [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf  # not installed: its configuration lies beside the packages
+  OMP_NUM_THREADS=2 logged dna_species 375 python3 experiments/dna/species/run.py --data "${SPECIES:-build/species}" \
+    --out "$out/species" --work "$out/species_runs" --seconds 290 --commit "${COMMIT:-unknown}" ${SPECIES_SMOKE:+--smoke}
+}
+dna_benchmarks() {
+  OMP_NUM_THREADS=2 logged dna_benchmarks 180 python3 experiments/dna/benchmarks/run.py --data "${SPECIES:-build/species}" \
+    --out "$out/benchmarks" --work "$out/benchmark_runs" --start "$out/species_runs/pretrained" --seconds 140 \
+    --commit "${COMMIT:-unknown}" ${SPECIES_SMOKE:+--smoke}
+  rm -rf "$out/species_runs" "$out/benchmark_runs" "$out/benchmarks/unpacked"
+}
+
 # sound; DIGITS is the folder that experiments/audio/digits/data.py filled. Leaves CSVs, reports and sounds in $out/digits
 audio_digits() {
   [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf  # not installed: its configuration lies beside the packages
