@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parents[2]))  # the repository: `python experiments/
 from experiments.audio.study import Study, parameters  # noqa: E402
 
 LANGUAGES = {"en": "trained", "fr": "trained", "ru": "trained", "es": "voice known", "it": "voice unknown"}
-RATE_HZ, SEGMENT, BATCH, WHOLE_CLIP = 8000, 2**14, 16, 2**18
+RATE_HZ, SEGMENT, BATCH, WHOLE_CLIP = 8000, 2**14, 32, 2**18
 AUGMENT = (
     "domain.dataset.augment={_target_: domains.audio.augment.WaveformAugment, gain_db: 6.0, flip_polarity: true}"
 )
