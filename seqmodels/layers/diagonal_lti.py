@@ -12,28 +12,29 @@
 and 5). The convolution is an FFT in fp32, also under autocast. Everything that is a power of abar is computed in
 float64 from the logarithm of abar: at L = 2^20 the phase of abar^k is millions of radians, of which fp32 keeps none.
 
-Memory: the (E, N, L) Vandermonde matrix is never made. Powers up to L are products of about sqrt(L) large and
-sqrt(L) small ones, so a kernel of length L takes a matrix product of (sqrt(L), N) by (N, sqrt(L)) a channel.
-Channels are worked off in blocks whose transient memory is at most about 1.5 GiB however long L is (more only where
-one channel alone exceeds that; on a GPU up to a sixteenth of its memory, for fewer and larger kernels), and what
-backward needs of a block is made again: a layer keeps its input and output. At B = 1, E = 64, N = 64, L = 2^20 on a
-CPU: input and output 256 MiB each, forward without gradients peaks below 2 GiB, where the Vandermonde matrix alone
-would be 16 GiB.
+Memory: the (E, N, L) Vandermonde matrix is never made. Powers up to L are products of about sqrt(L) large and sqrt(L)
+small ones, so a kernel of length L takes a matrix product of (sqrt(L), N) by (N, sqrt(L)) a channel. The convolution
+(`seqkernels.long_conv`) makes kernels and transforms of a block of channels at a time, again in backward, and keeps
+its input alone. At B = 1, E = 64, N = 64, L = 2^20 on a CPU: input and output 256 MiB each, forward without gradients
+peaks below 2 GiB, where the Vandermonde matrix alone would be 16 GiB.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
 from seqkernels.checks import accumulation_dtype, check_cu_seqlens, complex_of
+from seqkernels.long_conv.fft import channel_blocks
+from seqkernels.long_conv.op import implicit_long_conv
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-BLOCK_ELEMENTS = 2**26  # of a block's zero-padded input: 256 MiB in fp32; its transients take about six times as much
 
 DISCRETISATIONS = ("zoh", "bilinear")
 
@@ -150,90 +151,54 @@ def _run_packed(
 def _run_batch(
     u_BLE: Tensor, system: DiagonalSystem, state_BEN: Tensor | None, lengths_B: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Blocks of channels, one after the other; backward makes each block's transients again."""
-    B, L, E = u_BLE.shape
-    modes = system.bbar_EN.shape[1] * (2 if system.is_complex else 1)
-    a_channel = B * max(fft_size(L), 4 * modes * _power_chunk(L))  # the latter is 2 float64 (B, sqrt(L), modes)
-    block = min(E, max(1, _block_elements(u_BLE.device) // a_channel))
-    results = []
-    for first in range(0, E, block):
-        e = slice(first, first + block)
+    """The equations of the module's head; rows longer than their length hold zeros behind it."""
+    make_kernel = partial(_kernel, u_BLE.shape[1], system.is_complex, accumulation_dtype(u_BLE.dtype))
+    y_BLE = implicit_long_conv(u_BLE, make_kernel, tuple(system[:3]))
+    states = []
+    for e in channel_blocks(u_BLE):
         part = DiagonalSystem(system.log_abar_EN[e], system.bbar_EN[e], system.c_EN[e], system.is_complex)
-        arguments = (u_BLE[..., e], part, None if state_BEN is None else state_BEN[:, e], lengths_B)
-        if torch.is_grad_enabled():
-            results.append(
-                checkpoint(_run_block, *arguments, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
-            )
-        else:
-            results.append(_run_block(*arguments))
-    if len(results) == 1:
-        return results[0]
-    return torch.cat([y for y, _ in results], dim=2), torch.cat([final for _, final in results], dim=1)
-
-
-def _block_elements(device: torch.device) -> int:
-    """On a GPU with 24 GiB or more a block may be larger: a small one is over before the next has been launched."""
-    if device.type != "cuda":
-        return BLOCK_ELEMENTS
-    sixteenth = torch.cuda.get_device_properties(device).total_memory // 16
-    return max(BLOCK_ELEMENTS, 1 << (sixteenth // 24).bit_length() - 1)  # 4 bytes, six times
-
-
-def _run_block(
-    u_BLE: Tensor, system: DiagonalSystem, state_BEN: Tensor | None, lengths_B: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The equations of the module's head; rows longer than their length hold zeros behind it.
-
-    Channels come first inside, because each has its own matrices and the batch shares them.
-    """
-    real = accumulation_dtype(u_BLE.dtype)
-    u_EBL = u_BLE.permute(2, 0, 1).to(real).contiguous()
-    L = u_EBL.shape[-1]
-    powers = _powers_below(L, system)
-    kernel_E1L = _responses(system, powers, system.bbar_EN[:, None])[..., :L]
-    y_EBL = fft_convolution(u_EBL, kernel_E1L.to(real))
-    final_EBN = _driven_state(_right_aligned(u_EBL, lengths_B), system, powers)
+        states.append(_again_in_backward(_final_state, u_BLE[..., e], part, _channels(state_BEN, e), lengths_B))
     if state_BEN is not None:
-        h_EBN = _modes(state_BEN, system.is_complex).transpose(0, 1)
-        log_abar_E1N = system.log_abar_EN[:, None]
-        y_EBL = y_EBL + _responses(system, powers, torch.exp(log_abar_E1N) * h_EBN)[..., :L].to(real)
+        y_BLE = y_BLE + _again_in_backward(_state_response, state_BEN, system, u_BLE.shape[1]).to(y_BLE.dtype)
+    return y_BLE, states[0] if len(states) == 1 else torch.cat(states, dim=1)
+
+
+def _channels(state_BEN: Tensor | None, e: slice) -> Tensor | None:
+    return None if state_BEN is None else state_BEN[:, e]
+
+
+def _again_in_backward(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+
+
+def _kernel(
+    length: int, is_complex: bool, real: torch.dtype, log_abar_EN: Tensor, bbar_EN: Tensor, c_EN: Tensor
+) -> Float[Tensor, "E L"]:
+    system = DiagonalSystem(log_abar_EN, bbar_EN, c_EN, is_complex)
+    return _responses(system, _powers_below(length, system), bbar_EN[:, None])[:, 0, :length].to(real)
+
+
+def _state_response(state_BEN: Tensor, system: DiagonalSystem, length: int) -> Float[Tensor, "B L E"]:
+    """What the incoming state alone puts out."""
+    start_EBN = torch.exp(system.log_abar_EN[:, None]) * _modes(state_BEN, system.is_complex).transpose(0, 1)
+    return _responses(system, _powers_below(length, system), start_EBN)[..., :length].permute(1, 2, 0)
+
+
+def _final_state(
+    u_BLE: Tensor, system: DiagonalSystem, state_BEN: Tensor | None, lengths_B: Tensor | None
+) -> Float[Tensor, "B E N *re_im"]:
+    """The state behind the last position, in the accumulation dtype of u."""
+    L, real = u_BLE.shape[1], accumulation_dtype(u_BLE.dtype)
+    u_EBL = _right_aligned(u_BLE.permute(2, 0, 1), lengths_B)
+    final_EBN = _driven_state(u_EBL, system, _powers_below(L, system))
+    if state_BEN is not None:
         steps = L if lengths_B is None else lengths_B[:, None]
-        final_EBN = final_EBN + torch.exp(steps * log_abar_E1N) * h_EBN
+        decay_EBN = torch.exp(steps * system.log_abar_EN[:, None])
+        final_EBN = final_EBN + (decay_EBN * _modes(state_BEN, system.is_complex).transpose(0, 1)).to(final_EBN.dtype)
     final_BEN = final_EBN.transpose(0, 1)
-    final = torch.view_as_real(final_BEN) if system.is_complex else final_BEN.real
-    return y_EBL.permute(1, 2, 0), final.to(real)
-
-
-def fft_convolution(u_EBL: Float[Tensor, "E B L"], kernel_E1L: Float[Tensor, "E 1 L"]) -> Float[Tensor, "E B L"]:
-    """sum_k kernel_k u_{t-k}, causal: both are zero-padded to 2L, so nothing wraps around."""
-    L, size = u_EBL.shape[-1], fft_size(u_EBL.shape[-1])
-    spectrum_EBK = _PaddedRFFT.apply(u_EBL, size) * _PaddedRFFT.apply(kernel_E1L, size)
-    return torch.fft.irfft(spectrum_EBK, n=size)[..., :L]
-
-
-class _PaddedRFFT(torch.autograd.Function):
-    """`torch.fft.rfft(x, n=size)`, whose own backward is a complex FFT of full size: twice the work and memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
-        ctx.length, ctx.size = x.shape[-1], size
-        return torch.fft.rfft(x, n=size)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """dx_t = Re sum_k g_k exp(2 pi i k t / n) over half the spectrum; irfft counts all but its ends twice."""
-        weights_K = torch.full(grads[0].shape[-1:], 0.5 * ctx.size, dtype=grads[0].real.dtype, device=grads[0].device)
-        weights_K[0] = weights_K[-1] = ctx.size
-        return torch.fft.irfft(grads[0] * weights_K, n=ctx.size)[..., : ctx.length], None
-
-
-def fft_size(length: int) -> int:
-    """The smallest even number of at least 2 * length whose prime factors are 2, 3 and 5, with few of the latter."""
-    power = 1 << (2 * length - 1).bit_length()
-    for odd, full in ((9, 16), (5, 8), (3, 4), (15, 16)):
-        if power >= 2 * full and power * odd // full >= 2 * length:
-            return power * odd // full
-    return power
+    return (torch.view_as_real(final_BEN) if system.is_complex else final_BEN.real).to(real)
 
 
 def _power_chunk(length: int) -> int:
@@ -285,16 +250,24 @@ def _responses(
 def _driven_state(
     u_EBL: Float[Tensor, "E B L"], system: DiagonalSystem, powers: _Powers
 ) -> Complex[Tensor, "E B N"]:
-    """sum_k abar^k bbar u_{L-1-k}: what the input alone leaves in the state, complex128."""
+    """sum_k abar^k bbar u_{L-1-k}: what the input alone leaves in the state, in the accumulation dtype of u.
+
+    The powers are rounded from float64; the sums of products need no more digits than the state will have.
+    """
     E, B, L = u_EBL.shape
+    real = accumulation_dtype(u_EBL.dtype)
     chunks, chunk = powers.large_EMN.shape[1], powers.small_EQn.shape[1]
-    padded_EBL = torch.nn.functional.pad(u_EBL.double(), (chunks * chunk - L, 0))
-    sums_EBMn = torch.bmm(padded_EBL.view(E, B * chunks, chunk), powers.small_EQn.flip(1)).view(E, B, chunks, -1)
+    padded_EBL = u_EBL.new_zeros(E, B, chunks * chunk, dtype=real)
+    padded_EBL[..., chunks * chunk - L :] = u_EBL
+    small_EQn = powers.small_EQn.flip(1).to(real)
+    with nullcontext() if u_EBL.is_meta else torch.autocast(u_EBL.device.type, enabled=False):
+        sums_EBMn = torch.bmm(padded_EBL.view(E, B * chunks, chunk), small_EQn).view(E, B, chunks, -1)
     if system.is_complex:
         sums_EBMN = torch.view_as_complex(sums_EBMn.unflatten(-1, (-1, 2)))
     else:
-        sums_EBMN = torch.complex(sums_EBMn, 0 * sums_EBMn)
-    return system.bbar_EN[:, None] * (sums_EBMN * powers.large_EMN.flip(1)[:, None]).sum(dim=2)
+        sums_EBMN = torch.complex(sums_EBMn, torch.zeros_like(sums_EBMn))
+    scaled_EMN = (system.bbar_EN[:, None] * powers.large_EMN.flip(1)).to(sums_EBMN.dtype)
+    return (sums_EBMN * scaled_EMN[:, None]).sum(dim=2)
 
 
 def _right_aligned(u_EBL: Tensor, lengths_B: Tensor | None) -> Tensor:

@@ -22,12 +22,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from seqkernels import causal_conv1d
+from seqkernels import causal_conv1d, long_conv
 from seqkernels.checks import accumulation_dtype, check_cu_seqlens
+from seqkernels.long_conv.fft import fft_size
 from torch import Tensor, nn
 
 from seqmodels.layers.base import SequenceLayer, require_positive
-from seqmodels.layers.diagonal_lti import fft_size
 from seqmodels.layers.state import State, concat_states, select_state
 
 FASTEST_DECAY, SLOWEST_DECAY = 0.3, 1.5  # where, as parts of max_len, the channels' windows have fallen to 1 %
@@ -215,6 +215,8 @@ class Hyena(SequenceLayer):
         h_KD = self.filter_fn(min(all_BTD.shape[1], self.max_len))
         if L == 1:
             y_BLD = torch.einsum("bkd,kd->bd", all_BTD[:, -len(h_KD) :], h_KD.flip(0)).unsqueeze(1)
+        elif past_BTD is None:
+            y_BLD = long_conv(u_BLD, h_KD.to(u_BLD.dtype).T)
         else:
             y_BLD = _fft_tail(all_BTD, h_KD, L)
         drop = max(all_BTD.shape[1] - (self.max_len - 1), 0)
@@ -232,7 +234,7 @@ def _fft_tail(
 ) -> Float[Tensor, "B last D"]:
     """The causal convolution's last values: a circle just long enough that nothing wraps around into them."""
     T, K = u_BTD.shape[1], h_KD.shape[0]
-    size = fft_size(-(-max(T, last + K - 1) // 2))
+    size = fft_size(max(T, last + K - 1))
     spectrum = torch.fft.rfft(u_BTD, n=size, dim=1) * torch.fft.rfft(h_KD, n=size, dim=0)
     return torch.fft.irfft(spectrum, n=size, dim=1)[:, T - last : T]
 

@@ -249,7 +249,7 @@ DEVICE void walk_sub_tile(Shared& s, const Lane& lane, Carried& k, int buffer, i
       decays = fmaf(turned.re, k.a[i].decay, decays);
       turns = fmaf(turned.im, k.a[i].turn, turns);
     }
-    ta[t] = fmaf(LN2, decays, TURN * turns);
+    ta[t] = fmaf(LN2, decays, HALF_TURN * turns);
     sum_over_channels(s.sums[position][threadIdx.x / WARP], lane, db, dc);
   }
   const float dw_sum = sum_over_lanes(dw, lane.quad), ta_sum = sum_over_lanes(ta, lane.quad);

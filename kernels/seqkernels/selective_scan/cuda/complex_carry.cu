@@ -20,10 +20,9 @@ struct ComplexCarryArgs {
 
 // exp(delta A) for the delta of a whole chunk.
 DEVICE Complex exp_of_sum(float2 delta, const Rate& a) {
-  const float rest = fmaf(delta.y, a.turn, fmaf(delta.x, a.turn_low, rest_of_turn(delta.x, a.turn)));
-  float sine, cosine;
-  sincospif(2.f * rest, &sine, &cosine);
-  return exp2_fast(delta.x * a.decay) * Complex{cosine, sine};
+  Angle angle(delta.x, a.turn);
+  angle.rest += fmaf(delta.y, a.turn, delta.x * a.turn_low);
+  return rotated(exp2_fast(delta.x * a.decay), angle);
 }
 
 extern "C" __global__ void __launch_bounds__(128) complex_carry(const __grid_constant__ ComplexCarryArgs p) {

@@ -1,0 +1,38 @@
+"""The definition of the long causal convolution, in plain PyTorch.
+
+y_t = sum over k from 0 to min(t, K-1) of kernel_k u_{t-k}          one kernel a channel
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seqkernels.checks import accumulation_dtype
+
+
+def unavailable(u_BLE: Tensor, parameter: Tensor, **details: object) -> str | None:
+    """Return None: the reference runs everywhere."""
+    return None
+
+
+def conv(u_BLE: Float[Tensor, "B L E"], kernel_EK: Float[Tensor, "E K"]) -> Float[Tensor, "B L E"]:
+    """One shifted product a tap; see `seqkernels.long_conv.op` for the arguments."""
+    u_BLE = u_BLE.to(accumulation_dtype(u_BLE.dtype))
+    y_BLE = torch.zeros_like(u_BLE)
+    for k, taps_E in enumerate(kernel_EK[:, : u_BLE.shape[1]].unbind(dim=1)):
+        shifted = torch.cat([torch.zeros_like(u_BLE[:, :k]), u_BLE[:, : u_BLE.shape[1] - k]], dim=1)
+        y_BLE = y_BLE + taps_E * shifted
+    return y_BLE
+
+
+def gradients(
+    dy_BLE: Tensor, u_BLE: Tensor, kernel_EK: Tensor, needs_u: bool, needs_kernel: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `conv`; empty where not needed."""
+    leaves = [u_BLE.detach().requires_grad_(needs_u), kernel_EK.detach().requires_grad_(needs_kernel)]
+    with torch.enable_grad():
+        grads = iter(torch.autograd.grad(conv(*leaves), [leaf for leaf in leaves if leaf.requires_grad], dy_BLE))
+    du, dkernel = (next(grads) if leaf.requires_grad else leaf.new_empty([0] * leaf.dim()) for leaf in leaves)
+    return du, dkernel
