@@ -115,8 +115,9 @@ def context(rows: Sequence[Row], to: Path) -> None:
     speed.set(title="Training speed (x: mamba_ssm)", ylabel="million tokens/s", ylim=(0, None))
     memory.set(title="Peak memory", ylabel="GiB", ylim=(0, None))
     loss.set(title="Training loss from scratch", xlabel="step of 2^20 bases", ylabel="bits/base", ylim=(1.85, 2.2))
+    lengths = column(wanted(rows, what="training"), "train_length")
     for axes in (own, own22, speed, memory):
-        axes.set(xscale="log", xlabel="bases in a training window")
+        axes.set(xlim=(min(lengths) / 1.5, max(lengths) * 1.5), xlabel="bases in a training window")
         axes.set_xscale("log", base=2)
         axes.legend(fontsize=7)
     loss.legend(fontsize=7)

@@ -18,6 +18,13 @@ def rows_sent(text: str) -> list[dict]:
     return [json.loads(line[4:]) for line in text.splitlines() if line.startswith("ROW ")]
 
 
+def written(path, columns, rows) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def test_held_out_bases_are_the_same_in_windows_of_any_length(experiment, dna_data, tmp_path):
     lm = experiment("dna.language_model")
     data = dna_data.tiny_human(tmp_path)
@@ -84,6 +91,12 @@ def test_pretraining_then_context(experiment, dna_data, tmp_path, capsys):
         (256, "chr20_held_out"), (1024, "chr20_held_out"), (1024, "chr22"), (4096, "chr20_held_out"), (4096, "chr22")
     ]  # fmt: skip
     assert all(set(row) <= set(context.COLUMNS) for row in [*start, *rows])
+    written(tmp_path / "dna_context.csv", context.COLUMNS, [*start, *rows])
+    written(tmp_path / "dna_pretrain.csv", pretrain.COLUMNS, [*curve, *judged.values()])
+    figures, charts = experiment("dna.figures"), experiment("charts")
+    for name, draw in (("context", figures.context), ("pretrain", figures.pretrain)):
+        draw(charts.read_rows(tmp_path / f"dna_{name}.csv"), tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     kept = load(tmp_path / "out" / "dna_run", "cpu")
     assert kept.meta["step"] == 2  # the continued one, which is better than the start
 
