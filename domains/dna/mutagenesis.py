@@ -42,14 +42,14 @@ class Mutagenesis:
         window_bases: bases read around the region, the region included; 0 reads the region alone.
         both_strands: also read the reverse complement, and take the mean.
         block_bases: positions that share one reading of what lies before them.
-        batch_size: variants in one forward pass.
+        batch_size: windows in one forward pass: 1 + 3 x block_bases of them make a block.
         precision: "fp32", "tf32" or "bf16"; see `seqmodels.inference.precision`.
     """
 
     window_bases: int = 2048
     both_strands: bool = True
     block_bases: int = 16
-    batch_size: int = 48
+    batch_size: int = 64  # a whole block: the reference too, which would else be a pass of its own
     precision: str = "fp32"
 
     def __post_init__(self) -> None:

@@ -6,6 +6,8 @@ point), the embeddings are mixed with the same weights, so the answer is differe
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from domains.dna.tokenizer import BASE_IDS, DnaTokenizer, N
+from seqmodels.layers.rc_equivariant import RCPSEmbedding
 
 OUTPUTS = ("log_likelihood", "logits", "embedding")
 
@@ -70,15 +73,33 @@ class OneHotModel(nn.Module):
 
     def _hidden(self, ids_NL: Tensor, weights_NL4: Tensor) -> Tensor:
         """Hidden states with the embeddings of bases mixed by `weights`; a row of zeros keeps its id's embedding."""
-        table_4D = self.model.backbone.embedding.weight[BASE_IDS[0] : BASE_IDS[-1] + 1]
+        embedding: Any = self.model.backbone.embedding
+        table_4D = embedding.weight[BASE_IDS[0] : BASE_IDS[-1] + 1]
+        if self.model.backbone.strands == 2:  # looked up as rows of either strand: A, C, G, T backwards is complement
+            weights_NL4 = torch.cat([weights_NL4, weights_NL4.flip(1, 2)])
 
-        def mix(_module: nn.Module, _inputs: Any, looked_up_NLD: Tensor) -> Tensor:
+        def mix(looked_up_NLD: Tensor) -> Tensor:
             pure_NL1 = (weights_NL4.sum(dim=-1, keepdim=True) == 0).to(looked_up_NLD.dtype)
             return looked_up_NLD * pure_NL1 + weights_NL4.to(table_4D.dtype) @ table_4D
 
-        handle = self.model.backbone.embedding.register_forward_hook(mix)
-        try:
+        with _looked_up_through(embedding, mix):
             hidden_NLD, _ = self.model.backbone(ids_NL)
+        return hidden_NLD
+
+
+@contextmanager
+def _looked_up_through(embedding: Any, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """What the backbone looks up is changed on its way, in a model of one strand or of both."""
+    if not isinstance(embedding, RCPSEmbedding):
+        handle = embedding.register_forward_hook(lambda _module, _inputs, looked_up_NLD: change(looked_up_NLD))
+        try:
+            yield
         finally:
             handle.remove()
-        return hidden_NLD
+        return
+    strands = embedding.strands  # what the backbone calls: not `forward`, so hooks do not see it
+    embedding.strands = lambda ids_BL, cu_seqlens=None: change(strands(ids_BL, cu_seqlens))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del embedding.strands

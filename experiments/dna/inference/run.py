@@ -9,13 +9,13 @@ OUT/dna_inference.csv as they are measured; scored tables beside it are what rep
 
 score        all differences of the VCF, windows of 1,024 bases, both strands
 precision    the same scores in TF32 and bf16
-kill         `kill -9` in the middle and again: byte for byte the file of a run that was left alone?
 length       log-likelihood of 1, 8 and 63 Mb of chromosome 20: time, memory of CPU and GPU
 one_pass     1 Mb embedded in pieces against one forward pass
-embed        hidden states of 8 Mb written out; the mean of every 10 kb
+kill         `kill -9` in the middle and again: byte for byte the file of a run that was left alone?
 every_base   every other base at places that differ: is the observed one likelier?
-windows      the same at windows of 1,024, 8,192 and 65,536 bases
 mutagenesis  every substitution of a region, prefix states reused, against reading every window from its start
+embed        hidden states of 8 Mb written out; the mean of every 10 kb
+windows      every other base again, in windows of 8,192 and 65,536 bases
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Sizes:
     windows: tuple[int, ...] = WINDOWS
     warm_up: int = 512  # records
     probe: int = 2048
-    killed: int = 12_000
+    killed: int = 4_000
     killed_batch: int = 64
     lengths: tuple[int, ...] = (1_000_000, 8_000_000, 0)  # bases of the chromosome; 0 is all of it
     piece: int = 65_536
@@ -447,8 +447,8 @@ def against_whole_windows(bench: Bench, about: Row) -> Iterator[Row]:
         begin = max(0, (interval.start + interval.end - window) // 2)
         ids = loaded.tokenizer.encode(genome.fetch(interval.contig, begin, begin + window))
         first, last = interval.start - begin, interval.end - begin
-        for block in (16, 4, 64):
-            scorer = Mutagenesis(window_bases=window, block_bases=block)
+        for block in (16, 64):
+            scorer = Mutagenesis(window_bases=window, block_bases=block, batch_size=1 + 3 * block)
             scorer.scores(loaded.model, ids, first, first + block)  # warm
             reused, seconds = timed(bench, lambda: scorer.scores(loaded.model, ids, first, last))  # noqa: B023
             if block == 16:
@@ -486,8 +486,8 @@ def whole_windows(loaded: Any, ids: np.ndarray, first: int, last: int) -> np.nda
     scores = np.zeros((last - first, 4))
     for strand in (lambda row: row, reverse_complement_ids):
         reference = totals(strand(ids)[None])[0]
-        for begin in range(0, len(changes), 48):
-            batch = changes[begin : begin + 48]
+        for begin in range(0, len(changes), 64):
+            batch = changes[begin : begin + 64]
             rows = np.repeat(ids[None], len(batch), axis=0)
             for row, (place, base) in zip(rows, batch):
                 row[place] = base
@@ -507,8 +507,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 # ------------------------------------------------------------------------------------------------------------- main
 
 PARTS = {
-    "score": score, "precision": precision, "kill": kill, "length": length, "one_pass": one_pass,
-    "embed": hidden_states, "every_base": every_base, "windows": windows, "mutagenesis": mutagenesis,
+    "score": score, "precision": precision, "length": length, "one_pass": one_pass, "kill": kill,
+    "every_base": every_base, "mutagenesis": mutagenesis, "embed": hidden_states, "windows": windows,
 }  # fmt: skip
 
 

@@ -14,10 +14,13 @@ import torch
 from domains.dna.mutagenesis import Mutagenesis
 from domains.dna.one_hot import OneHotModel
 from domains.dna.tokenizer import BASE_IDS, DnaTokenizer, reverse_complement_ids
+from seqmodels.backbones.rc_equivariant import RCPSStack
 from seqmodels.backbones.stack import Stack
 from seqmodels.heads.classification import ClassificationHead
 from seqmodels.heads.next_token import NextTokenHead
+from seqmodels.heads.rc_equivariant import RCClassificationHead
 from seqmodels.inference import token_log_likelihood
+from seqmodels.layers.bidirectional import Bidirectional
 from seqmodels.layers.mamba import Mamba
 from seqmodels.model import SequenceModel
 
@@ -131,6 +134,34 @@ def test_one_hot_input_gives_the_likelihood_and_a_true_gradient():
     with torch.no_grad():
         difference = (model(X_N4L + step * masked) - model(X_N4L - step * masked)).sum() / (2 * step)
     assert float((gradient * masked).sum()) == pytest.approx(float(difference), rel=2e-2)
+
+
+def test_one_hot_reaches_both_strands_of_an_equivariant_model():
+    """Its table is read along both strands; a mixture must reach either, or attributions are silently those of none."""
+    torch.manual_seed(0)
+    tokenizer = DnaTokenizer()
+    backbone = RCPSStack(
+        vocab_size=12, d_model=16, n_layers=1, layer=partial(Bidirectional, layer=partial(Mamba, d_state=4)),
+        complement_ids=tokenizer.complement_ids,
+    )  # fmt: skip
+    model = SequenceModel(backbone, RCClassificationHead(d_model=backbone.d_model, num_classes=3)).eval()
+    of = OneHotModel(SimpleNamespace(model=model, tokenizer=tokenizer), output="logits")
+    X_N4L = one_hot(LETTERS)[None]
+    with torch.no_grad():
+        ids_BL = torch.from_numpy(tokenizer.encode(LETTERS).astype(np.int64))[None]
+        torch.testing.assert_close(of(X_N4L), model(ids_BL)[0])
+    X_N4L.requires_grad_()
+    (gradient,) = torch.autograd.grad(of(X_N4L)[:, 0].sum(), X_N4L)
+    direction = torch.randn(X_N4L.shape, generator=torch.Generator().manual_seed(1))
+    step, masked = 1e-2, direction * (X_N4L.detach().sum(dim=1, keepdim=True) > 0)
+    with torch.no_grad():
+        difference = (of(X_N4L + step * masked) - of(X_N4L - step * masked))[:, 0].sum() / (2 * step)
+        torch.testing.assert_close(of(X_N4L.flip(1, 2)), of(X_N4L), msg="the other strand is the same answer")
+        mixed = torch.softmax(torch.randn(1, 4, 20, generator=torch.Generator().manual_seed(2)), dim=1)
+        torch.testing.assert_close(of(mixed.flip(1, 2)), of(mixed), msg="of mixtures too")
+    assert abs(float(difference)) > 1e-3
+    assert float((gradient * masked).sum()) == pytest.approx(float(difference), rel=2e-2)
+    assert "strands" not in vars(backbone.embedding), "nothing of it lasts"
 
 
 def test_one_hot_outputs_of_a_classifier_and_embeddings():
