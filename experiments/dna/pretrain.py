@@ -59,13 +59,10 @@ def train_rows(data: dna_data.HumanData, options: argparse.Namespace) -> Iterato
         model=f"mamba {options.d_model}x{options.layers}", window_bases=options.window, batch_size=options.batch,
         lr=options.lr, **lm.machine(),
     )  # fmt: skip
-    words = [
-        *lm.data_words(data, options.window, options.batch), *lm.model_words(options.d_model, options.layers),
-        *lm.run_words(RUN, options.work / "runs", steps=options.steps, lr=options.lr, log_every=options.log_every),
-    ]  # fmt: skip
+    options.steps = min(options.steps, affordable_steps(data, options))
     lm.start_of_peak()
     begin = time.perf_counter()
-    result = lm.train(words, [curve(data, options, about)])
+    result = lm.train(words(data, options, RUN, options.steps), [curve(data, options, about)])
     seconds = time.perf_counter() - begin
     log = lm.metrics_of(result.run_dir)
     about |= dict(
@@ -83,6 +80,22 @@ def train_rows(data: dna_data.HumanData, options: argparse.Namespace) -> Iterato
             for kind, values in lm.held_out(model, data, split, window, classes=True).items():
                 row = dict(what="held_out", split=name, region_class=kind, status="ok", **values)
                 yield about | row | dict(window_bases=window)
+
+
+def words(data: dna_data.HumanData, options: argparse.Namespace, name: str, steps: int) -> list[str]:
+    """The command line of `seqmodels train`."""
+    return [
+        *lm.data_words(data, options.window, options.batch), *lm.model_words(options.d_model, options.layers),
+        *lm.run_words(name, options.work / "runs", steps=steps, lr=options.lr, log_every=options.log_every),
+    ]  # fmt: skip
+
+
+def affordable_steps(data: dna_data.HumanData, options: argparse.Namespace) -> int:
+    """How many steps `--seconds` suffice for, from a few steps of a run of its own: the schedule must know its end."""
+    result = lm.train(words(data, options, "trial", 4 * options.log_every))
+    rate = lm.typical_rate(lm.metrics_of(result.run_dir))
+    print(f"{rate:,} tokens/s in a trial of {result.step} steps", flush=True)
+    return max(1, round(options.seconds * rate / (options.batch * options.window)))
 
 
 def curve(data: dna_data.HumanData, options: argparse.Namespace, about: Mapping[str, Any]) -> Any:
@@ -184,7 +197,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for the unpacked genome and the runs; default a new one")
     parser.add_argument("--out", type=Path, help="folder for the CSV and the trained model; default build/dna_results")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps, at most")
+    parser.add_argument("--seconds", type=float, default=200, help="fewer steps where they would take longer than this")
     parser.add_argument("--window", type=int, default=1024, help="bases of a training window")
     parser.add_argument("--batch", type=int, default=128, help="windows of a step")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")

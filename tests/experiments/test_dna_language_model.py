@@ -101,6 +101,18 @@ def test_pretraining_then_context(experiment, dna_data, tmp_path, capsys):
     assert kept.meta["step"] == 2  # the continued one, which is better than the start
 
 
+def test_a_slow_machine_trains_for_fewer_steps(experiment, monkeypatch):
+    from types import SimpleNamespace
+
+    pretrain, lm = experiment("dna.pretrain"), experiment("dna.language_model")
+    monkeypatch.setattr(pretrain, "words", lambda *_: [])
+    monkeypatch.setattr(lm, "train", lambda words: SimpleNamespace(run_dir=None, step=80))
+    monkeypatch.setattr(lm, "metrics_of", lambda _: [{"tokens_per_second": 2.0**20}] * 4)
+    options = pretrain.arguments([])
+    assert pretrain.affordable_steps(None, options) == 200 * 2**20 // (128 * 1024)
+    assert options.steps == 5000
+
+
 def test_markov_models_by_split_and_class(experiment, dna_data, tmp_path):
     pretrain = experiment("dna.pretrain")
     dna_data.tiny_human(tmp_path)
