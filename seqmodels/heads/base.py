@@ -62,6 +62,7 @@ class Head(nn.Module, ABC):
         objective: "next_token" (targets at every position), "masked_token" (targets where the input hides them) or
             "classify" (one label a sequence).
         strands: hidden states that it expects at a position, see `Backbone.strands`.
+        metrics: what `loss` sums up beside the loss: the keys of `LossSums.metric_sums`.
 
     Attributes:
         masking: how symbols are hidden from the model; None for heads that hide none.
@@ -70,6 +71,7 @@ class Head(nn.Module, ABC):
     published_name: ClassVar[str]
     objective: ClassVar[str]
     strands: ClassVar[int] = 1
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     masking: Masking | None = None
 
     def counted(self, unit: str) -> str:

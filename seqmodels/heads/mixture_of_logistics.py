@@ -52,6 +52,7 @@ class MixtureOfLogisticsHead(Head):
 
     published_name: ClassVar[str] = "mixture_head"
     objective: ClassVar[str] = "next_token"
+    metrics: ClassVar[tuple[str, ...]] = ("level_error",)
 
     def __init__(self, *, d_model: int, vocab_size: int, components: int = 10):
         super().__init__()

@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from seqmodels.backbones.class_conditioned import ClassConditioned
 from seqmodels.data.record import Corpus
 from seqmodels.instantiate import build
 from seqmodels.model import SequenceModel, model_spec
 from seqmodels.training.checkpoint import CheckpointError, find_checkpoint, read_meta
+from seqmodels.training.graphed import MOST_SHAPES
 from seqmodels.training.quiet import quiet_lightning
 from seqmodels.training.run_folder import RunFolder
 from seqmodels.training.settings import Recipe, TrainerSettings
@@ -170,6 +172,7 @@ def _fit(
         seed=recipe.seed,
         accumulate=recipe.trainer.accumulate,
     )
+    _check_graphs(data, recipe.trainer)
     rhythm = Rhythm(recipe.trainer, run, _meta(spec, corpus))
     if loggers is None:
         loggers = [CsvLog(run.path), TensorBoardLog(run.path)]
@@ -197,15 +200,32 @@ def _check_best_by(settings: TrainerSettings, network: SequenceModel) -> None:
             f"trainer.best_by=macro_recall is a metric of classes, and {type(network.head).__name__} has none:"
             " take loss or accuracy"
         )
+    if settings.best_by == "accuracy" and "accuracy" not in network.head.metrics:
+        raise ValueError(f"trainer.best_by=accuracy: {type(network.head).__name__} counts no right answers; take loss")
 
 
 def _freeze_backbone(network: SequenceModel) -> None:
-    """Its parameters get no gradients and are in no group of the optimizer; not one bit of them changes."""
-    network.backbone.requires_grad_(False)
+    """Its parameters get no gradients and are in no group of the optimizer; not one bit of them changes.
+
+    A table of classes is not part of what was trained before: like the head, it is new and learns.
+    """
+    backbone = network.backbone
+    (backbone.backbone if isinstance(backbone, ClassConditioned) else backbone).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(
             f"trainer.freeze=backbone leaves nothing to train: {type(network.head).__name__} shares the embedding of"
             " the backbone; give it a table of its own with head.tied=false, or take a head for labels"
+        )
+
+
+def _check_graphs(data: SequenceDataModule, settings: TrainerSettings) -> None:
+    """Before the first step, not at the border of a stage hours later."""
+    if settings.cuda_graph and len(data.stages) > MOST_SHAPES:
+        lengths = ", ".join(f"{stage.length:,}" for stage in data.stages)
+        raise ValueError(
+            f"trainer.cuda_graph=true holds {MOST_SHAPES} shapes of batches, and the length warm-up goes through"
+            f" {len(data.stages)} ({lengths}): start it at {data.stages[-MOST_SHAPES].length}"
+            " (data.length_warmup.start), or set cuda_graph to false"
         )
 
 
@@ -311,6 +331,11 @@ def _without_impossible_validation(recipe: Recipe, corpus: Corpus) -> Recipe:
         reason = "the validation split is empty"
     except ValueError as error:
         reason = str(error)
+    if recipe.trainer.patience is not None:
+        raise ValueError(
+            f"trainer.patience={recipe.trainer.patience} counts validations, and there can be none: {reason}. Set it to"
+            " null, or give the data a validation split"
+        )
     log.warning("training without validation: %s", reason)
     return dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, val_every_steps=0))
 

@@ -30,7 +30,8 @@ class TrainerSettings:
         val_batches: validate on at most so many batches, spread evenly over the split; None for all.
         best_by: the validation metric that says which checkpoint is the best: "loss", "accuracy" or "macro_recall".
         patience: stop early, after so many validations in a row that were no better than the best; None never does.
-        freeze: "backbone" trains the head alone (a probe of what the backbone knows); None trains everything.
+        freeze: "backbone" trains the head alone (a probe of what the backbone knows), and the table of classes where
+            the model is told them; None trains everything.
         log_every_steps: write a row of training metrics after every so many steps: means over those steps.
         checkpoint_every_steps: save after every so many steps, and after the last.
         gradient_clip: largest norm of the whole gradient; None to leave it as it is.
@@ -81,12 +82,16 @@ class TrainerSettings:
             raise ValueError(f"trainer.precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if self.truncate is not None and (isinstance(self.truncate, bool) or self.truncate < 1):
             raise ValueError(f"trainer.truncate={self.truncate!r} must be a whole number from 1 on, or null")
-        if self.truncate is not None and (self.devices * self.num_nodes > 1 or self.cuda_graph):
-            raise ValueError("trainer.truncate goes with one device and cuda_graph=false only")
+        if self.truncate is not None and (self._is_distributed or self.cuda_graph):
+            raise ValueError("trainer.truncate goes with one device, strategy=auto and cuda_graph=false only")
         if self.cuda_graph:
             self._check_cuda_graph()
         if self.accelerator not in ("auto", "cpu", "cuda"):
             raise ValueError(f"trainer.accelerator={self.accelerator!r} must be auto, cpu or cuda")
+
+    @property
+    def _is_distributed(self) -> bool:
+        return self.devices * self.num_nodes > 1 or self.strategy != "auto"
 
     def _check_stopping_and_freezing(self) -> None:
         if self.best_by not in BEST_BY:
@@ -109,6 +114,7 @@ class TrainerSettings:
         wrong = {
             f"accumulate={self.accumulate}": self.accumulate > 1,
             f"devices={self.devices}": self.devices * self.num_nodes > 1,
+            f"strategy={self.strategy}": self.strategy != "auto",
             "compile=true": self.compile,
             "accelerator=cpu": self.accelerator == "cpu",
         }

@@ -116,6 +116,45 @@ def test_settings_are_checked(tmp_path):
         train(TinyCorpus(), tiny_model(), tiny_recipe(best_by="macro_recall"), run_dir=tmp_path / "run")
 
 
+def test_a_head_without_right_answers_is_not_judged_by_them(tmp_path):
+    head = {"_target_": "seqmodels.heads.mixture_of_logistics.MixtureOfLogisticsHead", "components": 2}
+    sound = ModelSpec(tiny_model().backbone, head)
+    with pytest.raises(ValueError, match="best_by=accuracy: MixtureOfLogisticsHead counts no right answers; take loss"):
+        train(TinyCorpus(), sound, tiny_recipe(best_by="accuracy"), run_dir=tmp_path / "run")
+    result = train(TinyCorpus(), sound, tiny_recipe(max_steps=2, val_every_steps=2), run_dir=tmp_path / "run")
+    heads_own = set(result.metrics["valid"]) - {"split", "loss", "bits_per_letter", "epoch"}
+    assert heads_own == {"level_error"}, "what the head says that it sums up"
+
+
+def test_patience_without_anything_to_validate_on_is_refused(tmp_path):
+    class NoValidation(TinyCorpus):
+        def split(self, name):
+            if name == "valid":
+                raise ValueError("too few bases for a validation split")
+            return super().split(name)
+
+    with pytest.raises(ValueError, match=r"patience=2 counts validations.*none: too few bases for a validation split"):
+        train(NoValidation(), tiny_model(), tiny_recipe(patience=2), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_model_that_is_told_classes_learns_their_table(whole, tmp_path):
+    head = {**tiny_model().head, "tied": False}
+    told = ModelSpec(tiny_model().backbone, head, condition="class")
+    recipe = tiny_recipe(max_steps=4, lr=0.1, freeze="backbone")
+    one = tiny_recipe(max_steps=1, lr=1e-12, freeze="backbone")
+    run, still = tmp_path / "told", tmp_path / "still"
+    for folder, how in ((run, recipe), (still, one)):
+        train(TinyCorpus(3), told, how, run_dir=folder, model_from=whole)
+    after, first = (read_weights(find_checkpoint(folder, "last")) for folder in (run, still))
+    before = read_weights(find_checkpoint(whole, "best"))
+    inside = {name: name.replace("backbone.backbone.", "backbone.") for name in after if ".backbone." in name}
+    assert len(inside) > 5
+    assert all(torch.equal(after[name], before[plain]) for name, plain in inside.items())
+    table = "backbone.class_embedding.weight"
+    assert (after[table] - first[table]).abs().max() > 0.01, "a table drawn at random would tell nothing"
+
+
 def test_a_frozen_backbone_does_not_change_by_a_bit(whole, tmp_path):
     recipe = tiny_recipe(max_steps=6, lr=0.1, freeze="backbone")
     classify = tiny_model("classification")

@@ -294,7 +294,9 @@ def test_steps_as_cuda_graphs_train_as_launched_ones_do(tmp_path):
     assert graphed[-1] < graphed[0]
 
 
-@pytest.mark.parametrize("clash", [{"accumulate": 2}, {"compile": True}, {"devices": 2}, {"accelerator": "cpu"}])
+@pytest.mark.parametrize(
+    "clash", [{"accumulate": 2}, {"compile": True}, {"devices": 2}, {"strategy": "ddp"}, {"accelerator": "cpu"}]
+)
 def test_cuda_graphs_refuse_what_they_cannot_do(clash):
     with pytest.raises(ValueError, match=f"does not go with {next(iter(clash))}="):
         TrainerSettings(cuda_graph=True, **clash)

@@ -8,14 +8,16 @@ import logging
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 
-from seqmodels.data.length_warmup import LengthWarmup
+from seqmodels.data.length_warmup import LengthWarmup, plan_stages
 from seqmodels.training import train
 from seqmodels.training.checkpoint import find_checkpoint, read_weights
+from seqmodels.training.fit import _check_graphs
 from seqmodels.training.tiny import TinyCorpus, TinySplit, tiny_model, tiny_recipe
 
 STEPS = 14
@@ -46,7 +48,8 @@ class Trace(L.Callback):
 
 
 def recipe(warmup: LengthWarmup = WARMUP, **trainer):
-    made = tiny_recipe(batch_size=1, max_steps=STEPS, accumulate=2, checkpoint_every_steps=100, **trainer)
+    trainer = {"max_steps": STEPS, "accumulate": 2, "checkpoint_every_steps": 100, **trainer}
+    made = tiny_recipe(batch_size=1, **trainer)
     return dataclasses.replace(made, data=dataclasses.replace(made.data, length_warmup=warmup))
 
 
@@ -111,6 +114,16 @@ def test_a_warmup_longer_than_the_run_is_said(tmp_path, caplog):
         run(tmp_path / "run", warmup=LengthWarmup(start=8, steps_per_stage=6))
     assert "8 x 8 from step 0 · 16 x 4 from step 6 · 32 x 2 from step 12 · 64 x 1 from step 18" in caplog.text
     assert "the length warm-up takes 18 steps, and trainer.max_steps=14 ends before" in caplog.text
+
+
+def test_more_stages_than_cuda_graphs_can_hold_are_refused_before_the_first_step(tmp_path):
+    """Else the run would end at the border of its fifth stage."""
+    graphed = {"cuda_graph": True, "accumulate": 1, "accelerator": "auto"}
+    message = r"holds 4 shapes of batches, and the length warm-up goes through 5 \(4, 8, 16, 32, 64\): start it at 8 "
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", warmup=LengthWarmup(start=4, steps_per_stage=3), **graphed)
+    four = SimpleNamespace(stages=plan_stages(AnyLengthCorpus(), WARMUP, batch_size=1))
+    _check_graphs(four, recipe(**graphed).trainer)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch asks for it while tracing

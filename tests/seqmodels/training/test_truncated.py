@@ -163,8 +163,10 @@ def test_what_it_does_not_go_with():
         TrainerSettings(truncate=0)
     with pytest.raises(ValueError, match="one device"):
         TrainerSettings(truncate=5, devices=2)
-    with pytest.raises(ValueError, match="one device and cuda_graph=false"):
+    with pytest.raises(ValueError, match="one device, strategy=auto and cuda_graph=false"):
         TrainerSettings(truncate=5, cuda_graph=True)
+    with pytest.raises(ValueError, match="strategy=auto"):
+        TrainerSettings(truncate=5, strategy="ddp")
 
 
 def test_a_classifier_cannot_be_truncated(tmp_path):
