@@ -45,7 +45,7 @@ def test_the_classifiers_are_what_the_command_builds(run):
         assert build(spec).head.classifier.in_features == 64, "features that FID compares"
 
 
-def test_every_part_leaves_its_rows_and_sounds(run, tmp_path: Path):
+def test_every_part_leaves_its_rows_and_sounds(run, experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run.main([*TINY, "--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--parts", "classifier,told"])
     rows = rows_of(tmp_path / "out" / "digits.csv")
     assert {row["status"] for row in rows} == {"ok"}, [row for row in rows if row["status"] != "ok"]
@@ -68,6 +68,21 @@ def test_every_part_leaves_its_rows_and_sounds(run, tmp_path: Path):
 
     kept = load(tmp_path / "out" / "classifier", "cpu", objective="classify")
     assert kept.class_names == tuple("0123456789")
+    draw_figures(experiment, tmp_path)
+    tables = capsys.readouterr().out
+    assert "| the first, told the digit | 20 |" in tables
+    assert "| test (real) | 5 |" in tables
+
+
+def draw_figures(experiment, folder: Path) -> None:
+    import soundfile
+
+    (folder / "fsdd").mkdir()
+    for digit in range(10):
+        soundfile.write(folder / "fsdd" / f"{digit}_kim_0.flac", np.random.default_rng(digit).uniform(-1, 1, 80), 8000)
+    experiment("audio.digits.figure").main([str(folder / "out"), str(folder / "fsdd")])
+    for name in ("bits", "spectrograms"):
+        assert (folder / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_part_that_fails_is_a_row_and_the_next_begins(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -68,6 +68,13 @@ class MadeSounds(NamedTuple):
     log_likelihood_N: Float[np.ndarray, " N"] | None = None
 
 
+class Heard(NamedTuple):
+    """What a classifier answered about real clips, and what they are."""
+
+    answers: Answers
+    labels_N: Int[np.ndarray, " N"]
+
+
 @dataclass(frozen=True)
 class SampleScores:
     """Scores sounds with a classifier.
@@ -119,6 +126,7 @@ class SampleScores:
         samples: str | Path,
         *,
         on_clips: Callable[[int], object] = lambda count: None,
+        real: Mapping[str, Heard] | None = None,
     ) -> dict[str, Any]:
         """Scores the sounds of a folder or table, and the corpus' splits beside them.
 
@@ -127,6 +135,7 @@ class SampleScores:
             corpus: labelled; what the classifier was trained on.
             samples: a folder of sound files, with `samples.tsv` or without, or such a table.
             on_clips: called with the number of clips after every batch, for progress.
+            real: what `hear_splits` gave, where several sets of sounds are scored; None listens to them now.
 
         Returns:
             rows: what -> clips and scores (`Interval`s), real splits first; classifier_accuracy on the reference split;
@@ -143,7 +152,7 @@ class SampleScores:
         if len(made.paths) < 2:
             raise ValueError(f"samples={str(samples)!r}: one sound alone has no scores; at least two are needed")
         labels_N = self._labels(made, corpus)
-        real = {split: self._split(classifier, corpus, split, on_clips) for split in SPLITS}
+        real = self.hear_splits(classifier, corpus, on_clips=on_clips) if real is None else real
         reference, _ = real[self.reference]
         rows = {f"{split} (real)": self._scores(*parts, reference) for split, parts in real.items()}
         answers = classifier_answers(classifier.model, _batches(made, corpus, classifier, self.batch_size, on_clips))
@@ -166,9 +175,15 @@ class SampleScores:
             )
         return report
 
-    def _split(
+    def hear_splits(
+        self, classifier: LoadedModel, corpus: AudioCorpus, *, on_clips: Callable[[int], object] = lambda count: None
+    ) -> dict[str, Heard]:
+        """The classifier's answers about every split of the corpus, and the true labels."""
+        return {split: self._hear(classifier, corpus, split, on_clips) for split in SPLITS}
+
+    def _hear(
         self, classifier: LoadedModel, corpus: AudioCorpus, split: str, on_clips: Callable[[int], object]
-    ) -> tuple[Answers, Int[np.ndarray, " N"]]:
+    ) -> Heard:
         from seqmodels.data.collate import collate_for
         from seqmodels.data.loader import DataSettings, evaluation_batches
 
@@ -183,7 +198,7 @@ class SampleScores:
                 yield batch
                 on_clips(len(batch.record_ids))
 
-        return classifier_answers(classifier.model, noted()), np.concatenate(labels)
+        return Heard(classifier_answers(classifier.model, noted()), np.concatenate(labels))
 
     def _scores(self, answers: Answers, labels_N: Int[np.ndarray, " N"] | None, reference: Answers) -> Scores:
         p_NO, f_NF = answers

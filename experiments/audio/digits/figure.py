@@ -29,7 +29,7 @@ NAMES = {
 COLOURS = {"unet_s4d_mamba": "unet", "unet_s4d": "s4d"}
 TABLE = {"fid": "FID", "inception_score": "IS", "modified_inception_score": "modified IS", "am": "AM",
          "accuracy": "accuracy", "class_diversity": "classes", "feature_diversity": "diversity"}  # fmt: skip
-Rows = Sequence[Mapping[str, str]]
+Rows = Sequence[dict[str, str]]
 
 
 def bits_rows(rows: Rows) -> Rows:

@@ -34,6 +34,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from domains.audio.datasets import AudioCorpus
+    from domains.audio.metrics.sample_scores import Heard
     from seqmodels.inference import LoadedModel
 
 HERE = Path(__file__).resolve().parent
@@ -92,6 +93,7 @@ class Digits:
         self.segment = 96 if options.smoke else SEGMENT
         self.data = [f"domain.dataset.folder={options.data}", f"domain.dataset.segment_samples={self.segment}"]
         self.judge: tuple[LoadedModel, AudioCorpus] | None = None  # the classifier, and what it was trained on
+        self.real: dict[str, Heard] | None = None  # what the judge says of real clips
         self.real_are_scored: set[str] = set()  # conventions in which the real clips' rows are written
 
     # -------------------------------------------------------------------------------------------------- training
@@ -217,7 +219,9 @@ class Digits:
         from domains.audio.metrics import SampleScores
 
         assert self.judge is not None
-        report, convention = SampleScores(**how)(*self.judge, made), how["convention"]
+        scorer, convention = SampleScores(**how), how["convention"]
+        self.real = self.real or scorer.hear_splits(*self.judge)
+        report = scorer(*self.judge, made, real=self.real)
         (self.study.out / f"scores_{name}_{convention}.json").write_text(json.dumps(report, indent=1, default=str))
         note = f"{convention}, against {report['reference']}"
         for what, row in report["rows"].items():
@@ -295,7 +299,7 @@ def _value(words: tuple[str, ...], key: str) -> str:
     return next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{key}=")), "")
 
 
-PARTS = ("classifier", "unet_s4d_mamba", TOLD, "mamba", "unet_s4d", "transformer")
+PARTS = ("classifier", "unet_s4d_mamba", "mamba", TOLD, "unet_s4d", "transformer")
 MARKOV = "markov"  # a part of its own process, without a GPU
 
 
@@ -307,8 +311,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, help="folder for the runs; default a new one")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--seconds", type=float, default=530, help="nothing is begun after so many")
-    parser.add_argument("--train-seconds", type=float, default=48, help="of each language model")
-    parser.add_argument("--classifier-seconds", type=float, default=35)
+    parser.add_argument("--train-seconds", type=float, default=45, help="of each language model")
+    parser.add_argument("--classifier-seconds", type=float, default=32)
     parser.add_argument("--clips", type=int, default=512, help="that each model makes")
     parser.add_argument("--validations", type=int, default=6, help="of each training run")
     parser.add_argument("--commit", help="the commit measured; default asks git")
@@ -317,7 +321,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     options.parts = options.parts.split(",")
     if wrong := set(options.parts) - {*PARTS, MARKOV}:
         parser.error(f"--parts {','.join(sorted(wrong))}: known are {', '.join(PARTS)}")
-    options.markov_order, options.resamples, options.sounds_need_s = 2, 400, 25.0
+    options.markov_order, options.resamples, options.sounds_need_s = 2, 400, 20.0
     if options.smoke:
         options.clips, options.validations, options.markov_order, options.resamples = 20, 2, 1, 20
         options.sounds_need_s = 0.0
