@@ -84,7 +84,10 @@ def _examples(folder: Path, genome: _Regions | None) -> Iterator[Example]:
     if not classes and not tables:
         raise FileNotFoundError(f"{folder} has neither folders of .txt files nor .csv.gz tables, one a class")
     for one in classes:
-        for path in sorted(one.glob("*.txt"), key=lambda path: (len(path.name), path.name)):
+        files = sorted(one.glob("*.txt"), key=lambda path: (len(path.name), path.name))
+        if not files:
+            raise ValueError(f"{one} holds no .txt file: a class has one file a sequence")
+        for path in files:
             yield Example(str(path), path.read_bytes().strip(), one.name)
     for table in tables if not classes else ():
         if genome is None:

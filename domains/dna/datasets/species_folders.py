@@ -68,10 +68,25 @@ class SpeciesFolders(LabelledWindows):
     ):  # fmt: skip
         sampling = SpeciesSampling(seed, windows_per_epoch, sequence_sampling, reverse_complement_augment)
         files = find_chromosomes(Path(folder).expanduser(), species, chromosomes or {}, chrom_map or {})
+        genome = Genome.of_chromosomes(files)
+        _say_unread(genome)
         super().__init__(
-            WindowReader(Genome.of_chromosomes(files), tokenizer), sampling,
+            WindowReader(genome, tokenizer), sampling,
             eval_windows_per_species=eval_windows_per_species, window_bases=window_bases,
             splits=splits or HeldOutChromosomes(valid=VALID, test=TEST), max_n_fraction=max_n_fraction, on_leak=on_leak,
+        )  # fmt: skip
+
+
+def _say_unread(genome: Genome) -> None:
+    """Files with more records than the first, which alone is the chromosome."""
+    unread = {file.path: list(file.lengths.items())[1:] for file in genome.files if len(file.lengths) > 1}
+    if unread:
+        records = sum(map(len, unread.values()))
+        bases = sum(length for others in unread.values() for _, length in others)
+        path, others = next(iter(unread.items()))
+        log.warning(
+            "the first record of a file is its chromosome: %d others (%s bases) in %d files are not read, as %s in %s",
+            records, f"{bases:,}", len(unread), others[0][0], path,
         )  # fmt: skip
 
 
@@ -85,13 +100,17 @@ def find_chromosomes(
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: it should hold one folder of FASTA files a species")
     there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    wanted = list(species) if species is not None else there
+    if not there:
+        raise FileNotFoundError(f"{folder} holds no folders: it should hold one folder of FASTA files a species")
+    wanted = [species] if isinstance(species, str) else list(species) if species is not None else there
     missing = [f"{name}: no folder {folder / name}" for name in wanted if name not in there]
     found: dict[str, dict[str, Path]] = {}
     for name in sorted(set(wanted) & set(there)):
         files, fused = _files_by_chromosome(folder / name, chrom_map.get(name, {}))
         if name in chromosomes:
             needed = expand(chromosomes[name])
+            if not needed:
+                raise ValueError(f"domain.dataset.chromosomes.{name} is empty: write 1-22 X Y, or leave {name} out")
             if absent := [one for one in needed if one not in files and one not in fused]:
                 missing.append(f"{name}: {', '.join(absent)}")
             files = {chromosome: files[chromosome] for chromosome in needed if chromosome in files}
@@ -139,6 +158,8 @@ def _files_by_chromosome(folder: Path, chrom_map: Mapping[str, str | None]) -> t
     fused: dict[str, str] = {}
     others: list[str] = []
     for path in sorted(entry for entry in folder.iterdir() if entry.name.lower().endswith(SUFFIXES)):
+        if path.is_dir():
+            continue
         name = chromosome_of(stem_of(path), chrom_map)
         if name is None:
             others.append(path.name)

@@ -39,6 +39,7 @@ class LabelledWindows(GenomeCorpus):
         super().__init__(reader, **corpus)
         self.sampling = sampling
         self._regions_by_label = {split: self._grouped(split) for split in SPLITS}
+        self._refuse_absent_species()
         tables = {split: self._fixed_list(split, eval_windows_per_species) for split in ("valid", "test")}
         for split, (table, labels) in tables.items():
             if len(table):
@@ -60,6 +61,21 @@ class LabelledWindows(GenomeCorpus):
         for region in self.regions[split]:
             regions[label_of[self.genome.stem_of[region.contig]]].append(region)
         return regions
+
+    def _refuse_absent_species(self) -> None:
+        """Every species must be in every split that any species is in; those that are not are all listed."""
+        absent = []
+        for split, regions in self._regions_by_label.items():
+            for name, of_species in zip(self.class_names, regions):
+                if self.regions[split] and not of_species:
+                    own = [key.rpartition("/")[2] for key, stem in self.genome.stem_of.items() if stem == name]
+                    shown = ", ".join(own[:12]) + (" …" if len(own) > 12 else "")
+                    absent.append(f"{name}: none of its sequences is in the split {split!r}; it has {shown}")
+        if absent:
+            raise ValueError(
+                "species without sequences in a split:\n  " + "\n  ".join(absent) + "\nGet the missing chromosomes,"
+                " change domain.dataset.splits, or leave the species out"
+            )
 
     def _usable(self, split: str, label: int, window_bases: int) -> tuple[list[Interval], WindowTable]:
         """Regions of one class in one split that hold a window of few N, and their good tiles."""

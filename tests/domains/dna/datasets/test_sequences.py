@@ -247,8 +247,7 @@ def test_benchmark_errors(benchmark, tmp_path: Path):
         table.write_bytes(gzip.compress(f"id,region,start,end,strand\n{row}\n".encode()))
         with pytest.raises(ValueError, match=message):
             GenomicBenchmark(str(benchmark["intervals"]), genome=str(benchmark["genome"]))
-    for folder in ("train", "test"):
-        (benchmark["sequences"] / folder / "enhancer").mkdir()
+    (benchmark["sequences"] / "test/enhancer").mkdir()
     (benchmark["sequences"] / "test/enhancer/0.txt").write_text("ACGT")
     with pytest.raises(ValueError, match=r"enhancer.0.txt: the label 'enhancer' does not occur in training"):
         GenomicBenchmark(str(benchmark["sequences"]))
@@ -301,3 +300,12 @@ def test_labelled_fasta_errors(tmp_path: Path, text: str, message: str):
     (tmp_path / "H3/train.fasta").write_text(text)
     with pytest.raises(ValueError, match=message):
         NucleotideTransformerTask(str(tmp_path), "H3", valid_fraction=0)
+
+
+def test_a_class_without_files_is_named(tmp_path: Path):
+    for name in ("train/neg", "train/pos", "test/neg"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.txt").write_text("ACGTACGT")
+    (tmp_path / "set" / "test" / "pos").mkdir()
+    with pytest.raises(ValueError, match=r"test/pos holds no \.txt file"):
+        GenomicBenchmark(str(tmp_path / "set"))

@@ -156,3 +156,45 @@ def test_the_published_split_is_the_default(write_fasta, random_bases):
     assert held["valid"] == {"1", "3", "12", "13"}
     assert held["test"] == {"5", "7", "9", "10", "11"}
     assert held["train"] == {"2", "4", "6", "8", "14", "X", "2A"}
+
+
+@pytest.fixture
+def two_species(tmp_path, random_bases, write_fasta):
+    """Chromosomes 1, 2, 3 of a and b; b's second lies in a file of two records."""
+    for seed, (species, name) in enumerate((s, n) for s in "ab" for n in "123"):
+        records = {f"{species}{name}": random_bases(400, seed)} | ({"rest": "ACGT" * 50} if seed == 4 else {})
+        write_fasta(records, f"few/{species}/chr{name}.fa")
+    return tmp_path / "few"
+
+
+SPLITS = HeldOutChromosomes(valid=["2"], test=["3"])
+
+
+def test_records_behind_the_first_are_counted(two_species, caplog):
+    SpeciesFolders(str(two_species), splits=SPLITS, window_bases=50)
+    assert "1 others (200 bases) in 1 files are not read, as rest in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        (["a/chr2.fa"], r"a: none of its sequences is in the split 'valid'; it has 1, 3"),
+        (["a/chr1.fa", "b/chr3.fa"], r"a: none .*'train'; it has 2, 3\n +b: none .*'test'; it has 1, 2"),
+    ],
+)
+def test_species_that_lack_a_whole_split_are_all_listed(two_species, gone, message):
+    for name in gone:
+        (two_species / name).unlink()
+    with pytest.raises(ValueError, match=message):
+        SpeciesFolders(str(two_species), splits=SPLITS, window_bases=50)
+
+
+def test_odd_folders_and_lists(two_species):
+    (two_species / "a" / "chr9.fa").mkdir()  # a folder of that name is no chromosome
+    assert "a/9" not in SpeciesFolders(str(two_species), splits=SPLITS, window_bases=50).genome.lengths
+    with pytest.raises(FileNotFoundError, match=r"few/b holds no folders: it should hold one folder"):
+        SpeciesFolders(str(two_species / "b"), splits=SPLITS)
+    with pytest.raises(ValueError, match=r"chromosomes\.b is empty"):
+        SpeciesFolders(str(two_species), chromosomes={"b": " "}, splits=SPLITS)
+    with pytest.raises(FileNotFoundError, match=r"ab: no folder"):
+        SpeciesFolders(str(two_species), species="ab", splits=SPLITS)
