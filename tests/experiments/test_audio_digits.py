@@ -85,6 +85,28 @@ def draw_figures(experiment, folder: Path) -> None:
         assert (folder / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_as_many_steps_as_fit_and_a_lower_rate_after_a_loss_that_is_no_number(run, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(run, "SEGMENT", 96)
+    monkeypatch.setattr(run, "CALIBRATION_STEPS", 5)
+    options = run.arguments(["example:digits", "--out", str(tmp_path), "--validations", "2"])
+    study = run.Study("digits", run.COLUMNS, out=tmp_path, runs=tmp_path / "runs", seconds=500, commit="abc")
+    digits, plain, calls = run.Digits(study, options), study.train, []
+
+    def train(name: str, *words: str):
+        calls.append((name, words))
+        if len(calls) == 2:
+            raise ValueError("the loss of step 7 is nan")
+        return plain(name, *words)
+
+    monkeypatch.setattr(study, "train", train)
+    folder, about = digits.trained("mamba", 0.01, 4, "experiment=digits", *run.TINY["mamba"], "optimizer.lr=0.003")
+    assert [name for name, _ in calls] == ["mamba-probe", "mamba", "mamba"]
+    assert (about["steps"], about["tokens"], about["lr"]) == (50, 50 * 4 * 96, "0.001")
+    assert [word for word in calls[2][1] if word.startswith("trainer.val_every")] == ["trainer.val_every_steps=25"]
+    assert folder == (tmp_path / "runs" / "mamba").resolve()
+    assert "the loss of step 7 is nan" in rows_of(tmp_path / "digits.csv")[0]["status"]
+
+
 def test_a_part_that_fails_is_a_row_and_the_next_begins(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(self, name: str) -> None:
         if name == "mamba":
