@@ -81,6 +81,7 @@ PRETRAIN = Setting(("head=next_token", *MEDIUM, "optimizer.lr=0.004"), 1600, 102
 SETTINGS: dict[str, dict[str, Setting]] = {
     "vertebrates": {
         "lm_small": Setting((*LM, *SMALL, "optimizer.lr=0.006"), 1200, 512, by_likelihood=True),
+        "lm_small_batches": Setting((*LM, *SMALL, "optimizer.lr=0.006"), 2000, 256, 2**12, by_likelihood=True),
         "lm_medium": Setting((*LM, *MEDIUM, "optimizer.lr=0.004"), 1200, 512, by_likelihood=True),
         "lm_pretrained": Setting((*LM, "optimizer.lr=0.002"), 1000, 512, start="pretrained", by_likelihood=True),
         "lm_pretrained_slow": Setting((*LM, "optimizer.lr=0.0006"), 1000, 512, start="pretrained", by_likelihood=True),
@@ -119,7 +120,7 @@ SPLITS = {
     "bacteria": ("tail",),
     "apes": ("pieces",),
 }
-ON_ALL_SPLITS = ("lm_small", "lm_pretrained", "lm_pretrained_slow", "labels_pretrained")
+ON_ALL_SPLITS = ("lm_small", "lm_small_batches", "lm_pretrained", "lm_pretrained_slow", "labels_pretrained")
 KMERS = (5, 6)
 
 
