@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def absolute_paths(value: Any, key: str = "") -> Any:
 
 
 def set_keys(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """Sets dotted keys of a saved configuration, which must exist.
+    """Sets dotted keys of a saved configuration, which must exist, or be arguments that came in a later version.
 
     Raises:
         OverrideError: a key does not exist.
@@ -109,10 +110,17 @@ def set_keys(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
         *parents, last = key.split(".")
         for name in parents:
             place = place.get(name) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+        if not isinstance(place, dict) or (last not in place and last not in _arguments(place)):
             raise OverrideError(f"the run's configuration has no {key}{_nearest(key, _leaves(config))}")
         place[last] = yaml.safe_load(text)
     return config
+
+
+def _arguments(spec: Mapping[str, Any]) -> Collection[str]:
+    """What the class that a spec names takes; nothing for other mappings."""
+    from seqmodels.instantiate import locate
+
+    return inspect.signature(locate(spec["_target_"])).parameters if "_target_" in spec else ()
 
 
 def split_words(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -205,8 +213,10 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _check_kinds(command: str, words: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Where a number stands in the YAML, no word can take its place (data sets have their own, better messages)."""
-    kinds = {key.path: _kind(key.value) for key in _known_keys(command, words) if not key.path.startswith("domain.")}
+    """Where a number stands in the YAML, no word can take its place (data sets have their own, better messages), and
+    no list either, unless the line says that one may."""
+    keys = [key for key in _known_keys(command, words) if not key.path.startswith("domain.")]
+    kinds = {key.path: None if "or a list" in key.comment else _kind(key.value) for key in keys}
     for word in words:
         key, _, text = word.lstrip("+~").partition("=")
         kind = kinds.get(key)

@@ -52,6 +52,16 @@ def test_a_growing_state_is_said_to_grow(capsys):
     assert "100 KiB a sequence after 100 positions; it grows with them" in capsys.readouterr().out
 
 
+def test_a_list_where_the_line_says_that_one_may_stand(capsys):
+    words = ["backbone=unet", "backbone.d_model=8", "backbone.n_layers=1", "backbone.pool=[2,2]"]
+    assert main(["describe", *SMALL[1:], *words, "backbone.expand=[1,3]"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert main(["describe", *SMALL[1:], *words, "backbone.expand=[1,3,2]"]) == 1
+    assert "one for each of the 2 pooling factors" in capsys.readouterr().err
+    assert main(["describe", *SMALL[1:], *words, "backbone.d_model=[8]"]) == 1
+    assert "must be a number" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
