@@ -6,10 +6,11 @@ In: a FASTA (or 2bit), a trained model, and maybe the regions of a BED. Out:
 - without: every position, as numbered parts in a folder, each with its record and first position.
 
 A causal model reads every record from its first base, so an embedding has seen all that lies before it, exactly as in
-one pass; `context_bases` bounds that where regions are few. A model that reads from both ends sees `context_bases` on
-either side of each piece and nothing beyond: that is said in the log and in the output's metadata. A killed run goes on
-where it stopped: finished parts stay, and what the model carries is kept beside them. Bases are
-read as the file has them: the strand of a BED row is not heeded.
+one pass; `context_bases` bounds that where regions are few. Memory is constant where the state is: attention without a
+window keeps all that it has read. A model that reads from both ends sees `context_bases` on either side of each piece
+and nothing beyond: that is said in the log and in the output's metadata. A killed run goes on where it stopped:
+finished parts stay, and what the model carries is kept beside them. Bases are read as the file has them: the strand of
+a BED row is not heeded.
 """
 
 from __future__ import annotations

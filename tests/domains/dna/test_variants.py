@@ -18,6 +18,7 @@ import torch
 from domains.dna.fasta import Genome
 from domains.dna.tokenizer import DnaTokenizer, reverse_complement
 from domains.dna.variants import STATUSES, Variant, VariantScorer, VariantWindows, check_vcf
+from domains.dna.variants.scorer import shared_beginnings
 
 HEADER = "##fileformat=VCFv4.2\n##contig=<ID=chr1>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 LOGP = {7: -1.0, 8: -2.0, 9: -3.0, 10: -5.0, 11: -100.0}  # of A, C, G, T, N wherever they stand
@@ -465,6 +466,55 @@ def test_scores_of_a_real_model(tmp_path, write_fasta):
     deletion = log_likelihood("ACGAACCT") - log_likelihood("ACGGTTAA")
     assert found == pytest.approx([snv, deletion], abs=1e-4)
     assert all(abs(score) > 1e-3 for score in found)
+
+
+def test_what_alleles_have_in_common_is_read_once(tmp_path, write_fasta, monkeypatch):
+    """Scores of alleles that share a beginning are those of each window by itself, for fewer symbols read."""
+    from functools import partial
+
+    from seqmodels.backbones.stack import Stack
+    from seqmodels.heads.next_token import NextTokenHead
+    from seqmodels.inference import LoadedModel
+    from seqmodels.layers.mamba import Mamba
+    from seqmodels.model import SequenceModel
+
+    torch.manual_seed(0)
+    backbone = Stack(vocab_size=12, d_model=16, n_layers=2, layer=partial(Mamba, d_state=4))
+    model = SequenceModel(backbone, NextTokenHead(d_model=16, vocab_size=12)).eval()
+    loaded = LoadedModel(model, DnaTokenizer(), (), {}, tmp_path)
+    fasta = str(write_fasta({"chr1": REFERENCE, "short": "ACGTACG", "tiny": "AC"}))
+    rows = ["chr1 11 . G T,A,GAT . . .", "chr1 13 . TTA T . . .", "chr1 1 . A C . . .", "chr1 40 . A C,AGG . . .",
+            "chr1 20 . G T . . .", "short 4 . T G . . .", "tiny 1 . A T . . .", "tiny 2 . C CT . . ."]  # fmt: skip
+    vcf = write_vcf(tmp_path / "in.vcf", *rows)
+    read: list[int] = []
+    backbone.register_forward_pre_hook(lambda _, args: read.append(args[0].numel()))
+
+    def scores(batch: int) -> list[float]:
+        read.clear()
+        VariantScorer(window_bases=16, batch_size=batch)(loaded, vcf, fasta, str(tmp_path / "o.vcf"))
+        return [float(value) for info in scored(tmp_path / "o.vcf") for value in info["SM_LLR"].split(",")]
+
+    alone = scores(1)
+    assert all(abs(score) > 1e-3 for score in alone)
+    for batch in (2, 3, 7, 100):
+        assert scores(batch) == pytest.approx(alone, abs=1e-4)
+    snvs = [f"chr1 {place + 1} . {REFERENCE[place]} {'A' if REFERENCE[place] != 'A' else 'T'} . . ."
+            for place in range(10, 20)]  # fmt: skip
+    write_vcf(tmp_path / "in.vcf", *snvs)
+    alone = scores(1)
+    assert sum(read) == 2 * 20 * 16, "two strands of ten pairs of windows"
+    assert scores(4) == pytest.approx(alone, abs=1e-4)
+    assert sum(read) == (10 * 7 + 20 * 9) + (10 * 8 + 20 * 8), "seven bases before the variant, eight behind it"
+
+
+def test_rows_that_begin_alike():
+    ids_BL = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 9, 6, 7, 8], [1, 2, 3, 9, 5, 6, 7, 8],
+                           [1, 9, 3, 4, 5, 6, 7, 8], [9, 2, 3, 4, 5, 6, 7, 8], [9, 2, 3, 4, 5, 6, 7, 8]])  # fmt: skip
+    whole = torch.full((6,), 8)
+    assert shared_beginnings(ids_BL, whole) == ([0, 0, 0, 3, 4, 4], 3)
+    assert shared_beginnings(ids_BL, torch.tensor([8, 8, 8, 8, 8, 3])) == ([0, 0, 0, 3, 4, 4], 2)
+    assert shared_beginnings(ids_BL[3:5], whole[:2]) == ([0, 1], 0)
+    assert shared_beginnings(ids_BL[:1], whole[:1]) == ([0], 0)
 
 
 def test_records_of_an_empty_vcf_and_crlf(tmp_path, write_fasta):
