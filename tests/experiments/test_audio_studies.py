@@ -44,8 +44,10 @@ def test_a_context_is_trained_and_judged_in_three_ways(experiment, piano, tmp_pa
         for name, columns in (("music", script.COLUMNS), ("music_positions", script.POSITION_COLUMNS))
     }
     music = script.Music(*tables.values(), piano, smoke=True)
-    run = music.context("flat", 8, steps=2, lr=0.004)
-    (row,) = read(tmp_path / "out" / "music.csv")
+    base = music.base("flat")
+    run = music.context("flat", 8, steps=2, base=base)
+    of_base, row = read(tmp_path / "out" / "music.csv")
+    assert (of_base["what"], of_base["tokens"], of_base["batch"]) == ("base", "1024", "2")
     assert (row["context"], row["batch"], row["tokens"], row["commit"]) == ("256", "4", "2048", "abc")
     assert 0 < float(row["bits_test"]) < 9
     octaves = read(tmp_path / "out" / "music_positions.csv")

@@ -3,13 +3,13 @@
     python experiments/audio/music/run.py /tmp/piano --out OUT --seconds 360     on a GPU; render.py makes /tmp/piano
     python experiments/audio/music/run.py /tmp/piano --out OUT --smoke           tiny, on a CPU: does it run?
 
-Every optimizer step reads 2^20 samples, in 128 rows of 2^13 or one row of 2^20 (Table 14 of the Mamba paper has such
-lengths and batches); every model takes the same number of steps, as many as the time allows for. The rate is chosen
-once, at 2^16. Then: bits a sample on whole held-out files cut into the model's own context; the same in windows of
-2^20 for all (the state carried on past what training showed), also by how many samples of the window the model has
-heard before; continuations of a real prefix by the model with the longest context; flat Mamba, as many seconds a step,
-at the contexts that time is left for. Rows go to OUT/music.csv as they are measured, Markov models' (a process of its
-own beside it) to OUT/music_markov.csv.
+All start from one base model, trained at 2^13 in steps of 2^17 samples: a few hundred steps of a million samples from
+scratch would compare beginners. Then each context takes equally many steps of 2^20 samples, in 128 rows of 2^13 or one
+row of 2^20 (Table 14 of the Mamba paper has such lengths and batches), as many as the time allows for. Then: bits a
+sample on whole held-out files cut into the model's own context; the same in windows of 2^20 for all (the state carried
+on past what training showed), also by how many samples of the window the model has heard before; continuations of a
+real prefix by the model with the longest context; flat Mamba, base and all, at the contexts that time is left for. Rows
+go to OUT/music.csv as they are measured, Markov models' (a process of its own beside it) to OUT/music_markov.csv.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ sys.path.insert(0, str(HERE.parents[2]))  # the repository: `python experiments/
 from experiments.audio.study import ON_GPU, Study, markov_rows, parameters  # noqa: E402
 
 STEP_TOKENS, POWERS = 2**20, (13, 20, 16, 18, 15, 17, 14, 19)  # in this order: a run that is cut short has the ends
-FLAT_POWERS, RATES, RATE_POWER = (16, 20, 13), (0.004, 0.008), 16
-RATE_STEPS, PROBE_STEPS = 40, 8
-GENERATION_S, FLAT_S, A_RUN_S = 35, 30, 7  # set aside for what comes beside; what a run costs besides its steps
+FLAT_POWERS, BASE_POWER, BASE_TOKENS, BASE_LR, LR = (16, 20, 13), 13, 2**17, 0.004, 0.002
+PROBE_STEPS, MOST_BASE_STEPS = 8, 3000
+BASE_S, GENERATION_S, FLAT_S = 45, 35, 75  # set aside for what comes besides the U-Net's contexts
+A_RUN_S = 7  # what a run costs besides its steps
 RATE_HZ, PREFIX_FILE, PREFIX_BEGIN_S, PREFIX_S, NEW_S = 16_000, "Maestro_4", 60, 50, 10
 MODELS = {
     # S4D and MLP at 16 and 4 kHz, once on each way; four Mamba blocks at 1 kHz: 2.4 million parameters
@@ -69,12 +70,13 @@ class Music:
         self.step_tokens = 2**10 if smoke else STEP_TOKENS
         self.longest = 2 ** max(self.powers)
         self.models = TINY if smoke else MODELS
+        self.base_steps: int | None = None  # the first base decides
 
-    def words(self, model: str, power: int, *, steps: int, lr: float) -> list[str]:
+    def words(self, model: str, power: int, *, steps: int, lr: float, tokens: int | None = None) -> list[str]:
         """What `seqmodels train` is told."""
         return [
             "domain=audio_folder", *self.models[model], "head=next_token", *self.data(2**power),
-            f"data.batch_size={self.step_tokens >> power}",
+            f"data.batch_size={(tokens or self.step_tokens) >> power}",
             f"trainer.max_steps={steps}", f"trainer.val_every_steps={steps}", "trainer.val_batches=null",
             f"trainer.checkpoint_every_steps={steps}", f"trainer.log_every_steps={max(1, min(5, steps // 4))}",
             f"optimizer.lr={lr}", "callbacks=none", "logger=csv",
@@ -100,34 +102,47 @@ class Music:
             self.study.row(what="probe", model="unet", context=2**power, steps=steps, **cost)
         return sum(found) / len(found)
 
-    def best_rate(self) -> float:
-        """The learning rate with the lowest validation loss after `RATE_STEPS` steps at one context."""
-        found: dict[float, float] = {}
-        power, steps = (8, 2) if self.smoke else (RATE_POWER, RATE_STEPS)
-        for lr in RATES:
-            made = self.study.attempt("rate", lambda lr=lr: self.train("unet", power, steps=steps, lr=lr), lr=lr)
-            if made:
-                result, facts = made
-                bits = result.metrics["valid"]["bits_per_sample"]
-                self.study.row(what="rate", **facts, bits_valid=f"{bits:.4f}")
-                if math.isfinite(bits):
-                    found[lr] = bits
-        return min(found, key=lambda lr: found[lr]) if found else RATES[0]
+    def base(self, model: str) -> Path | None:
+        """The model that all contexts start from; CUDA graphs where they can be had."""
+        power, tokens = (8, 2**9) if self.smoke else (BASE_POWER, BASE_TOKENS)
+        name, graph = f"{model}_base", f"trainer.cuda_graph={'true' if ON_GPU else 'false'}"
 
-    def train(self, model: str, power: int, *, steps: int, lr: float) -> tuple[Any, dict[str, Any]]:
-        """One run, and the columns that say what it was."""
-        result, cost = self.study.train(f"{model}_{power}", *self.words(model, power, steps=steps, lr=lr))
-        facts = {"model": model, "parameters": parameters(result.run_dir), "context": 2**power, "steps": steps}
-        facts |= {"batch": self.step_tokens >> power, "tokens": steps * self.step_tokens, "lr": lr, **cost}
-        return result, facts
+        def run(steps: int, *more: str) -> tuple[Any, dict[str, Any]]:
+            return self.study.train(name, *self.words(model, power, steps=steps, lr=BASE_LR, tokens=tokens), *more)
 
-    def context(self, model: str, power: int, *, steps: int, lr: float) -> Path:
-        """One model: trained, and judged on the test files in three ways; its run folder."""
-        result, facts = self.train(model, power, steps=steps, lr=lr)
+        quick = (2 if self.smoke else 4 * PROBE_STEPS, "trainer.val_every_steps=0", "trainer.log_every_steps=2")
+        tried = self.study.attempt("base probe", lambda: run(*quick, graph), model=model)
+        if tried is None:
+            graph = "trainer.cuda_graph=false"
+            tried = self.study.attempt("base probe", lambda: run(*quick, graph), model=model)
+        if tried is None:
+            return None
+        rate = float(tried[1]["tokens_per_s"])
+        found = 2 if self.smoke else int(min(MOST_BASE_STEPS, max(200, BASE_S * rate / tokens)))
+        steps = self.base_steps = self.base_steps or found
+        made = self.study.attempt("base", lambda: run(steps, graph), model=model)
+        if made is None:
+            return None
+        result, cost = made
+        bits = {"bits_valid": f"{result.metrics['valid']['bits_per_sample']:.4f}"}
+        bits |= {"bits_test": self.bits(result.run_dir, 2**power)}
+        self.study.row(
+            what="base", model=model, parameters=parameters(result.run_dir), context=2**power, batch=tokens >> power,
+            steps=steps, tokens=steps * tokens, lr=BASE_LR, **bits, **cost, note=graph,
+        )  # fmt: skip
+        return result.run_dir
+
+    def context(self, model: str, power: int, *, steps: int, base: Path) -> Path:
+        """One model: trained on from the base, and judged on the test files in three ways; its run folder."""
+        words = [*self.words(model, power, steps=steps, lr=LR), f"model_from={base}"]
+        result, cost = self.study.train(f"{model}_{power}", *words)
         run = result.run_dir
         bits = {"bits_valid": f"{result.metrics['valid']['bits_per_sample']:.4f}"}
-        bits |= {"bits_test": self.bits(run, 2**power)}
-        self.study.row(what="context", **facts, **bits, bits_test_longest=self.by_position(run, model, power))
+        bits |= {"bits_test": self.bits(run, 2**power), "bits_test_longest": self.by_position(run, model, power)}
+        self.study.row(
+            what="context", model=model, parameters=parameters(run), context=2**power, steps=steps, lr=LR, **cost,
+            batch=self.step_tokens >> power, tokens=steps * self.step_tokens, **bits,
+        )  # fmt: skip
         return run
 
     def bits(self, run: Path, length: int) -> str:
@@ -265,26 +280,32 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
 def study(music: Music) -> None:
     """Everything, in order."""
     log = music.study
-    a_step_s = log.attempt("probe", music.probe) or 0.25
-    lr = music.best_rate()
+    a_step_s = log.attempt("probe", music.probe) or 0.2
+    base = log.attempt("base", lambda: music.base("unet"))
+    if base is None:
+        log.say("no base, no study")
+        return
     per_context_s = (log.left_s - GENERATION_S - FLAT_S) / len(music.powers)
     steps = 2 if music.smoke else int(min(1000, max(20, (per_context_s - A_RUN_S) / a_step_s)))
-    log.say(f"{a_step_s:.3f} s a step; {steps} steps a context, lr {lr}")
+    log.say(f"{a_step_s:.3f} s a step; {steps} steps a context")
     runs: dict[int, Path] = {}
     needs_s = 0 if music.smoke else A_RUN_S + 0.8 * steps * a_step_s
     for number, power in enumerate(music.powers):
         run = log.attempt(
-            "context", lambda power=power: music.context("unet", power, steps=steps, lr=lr),
-            needs_s=needs_s + (0 if music.smoke or number < 2 else GENERATION_S), model="unet", context=2**power,
+            "context", lambda power=power: music.context("unet", power, steps=steps, base=base),
+            needs_s=needs_s + (0 if music.smoke or number < 2 else 5), model="unet", context=2**power,
         )  # fmt: skip
         if run:
             runs[power] = run
         if number == 1 and runs:  # the ends of the curve are there: now what can be heard
             log.attempt("continuation", lambda: music.continuations(runs[max(runs)]))
+    flat_base = log.attempt("base", lambda: music.base("flat"), needs_s=0 if music.smoke else 60, model="flat")
+    if flat_base is None:
+        return
     for power in music.flat_powers:
         log.attempt(
-            "context", lambda power=power: music.context("flat", power, steps=steps, lr=lr), needs_s=needs_s,
-            model="flat", context=2**power,
+            "context", lambda power=power: music.context("flat", power, steps=steps, base=flat_base),
+            needs_s=needs_s, model="flat", context=2**power,
         )  # fmt: skip
 
 
@@ -292,7 +313,7 @@ def markov(options: argparse.Namespace) -> None:
     """Markov models' rows, into a table of their own."""
     table = Study("music_markov", MARKOV_COLUMNS, out=options.out, runs=options.out, seconds=1e9, commit=options.commit)
     begin = time.perf_counter()
-    most, order = (2**16, 1) if options.smoke else (2**28, 3)
+    most, order = (2**16, 1) if options.smoke else (2**25, 3)
     for row in markov_rows(corpus_words(options.sound, 2**16), "test", order, most):
         seconds = f"{time.perf_counter() - begin:.0f}"
         facts = {"order": row["order"], "bits_test": f"{row['bits']:.4f}", "tokens": row["tokens"]}
