@@ -103,6 +103,8 @@ def test_real_clips_from_a_folder_score_as_the_split_they_are(folder: Path):
     assert rows["samples"]["inception_score"].value == pytest.approx(rows["test (real)"]["inception_score"].value)
     assert rows["samples"]["fid"].value == pytest.approx(0, abs=1e-6)
     assert "accuracy" not in rows["samples"], "nobody said what they are"
+    changed = SampleScores(resamples=0)(judge, build(spec), "copied")["rows"]
+    assert changed["train (real)"] == rows["train (real)"], "augmentation is for training alone"
 
 
 def test_training_clips_are_scored_as_they_are_without_augmentation(folder: Path):
