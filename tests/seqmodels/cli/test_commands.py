@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from seqmodels.training.checkpoint import META, read_training_state, read_weights, write_checkpoint
 
 
 def rows(run_dir: Path) -> list[dict]:
@@ -106,6 +109,51 @@ def test_fine_tuning_takes_the_backbone_of_the_checkpoint(trained, run, tiny):
     code, out, err = run("generate", "run=runs/tuned")
     assert code == 1
     assert "trained to classify" in err
+
+
+# Keys that runs of earlier versions lack, in config.yaml and in the specs of model.json.
+LATER_KEYS = {
+    "": ["condition", "resume", "kernels"],
+    "trainer": ["best_by", "patience", "freeze", "truncate", "cuda_graph", "strategy", "num_nodes"],
+    "data": ["length_warmup", "eval_batch_size"],
+    "backbone": ["checkpoint_blocks"],
+    "backbone.layer": ["complex", "selection_norm", "recompute"],
+}
+
+
+def without_later_keys(spec: dict) -> dict:
+    for path, names in LATER_KEYS.items():
+        place = spec
+        for part in filter(None, path.split(".")):
+            place = place.get(part, {})
+        for name in names:
+            place.pop(name, None)
+    return spec
+
+
+def test_a_run_of_an_earlier_version_goes_on(trained, run):
+    """As if today's later options had never been written down; they can be given all the same."""
+    shutil.copytree(trained, "runs/early")
+    config = Path("runs/early/config.yaml")
+    config.write_text(yaml.safe_dump(without_later_keys(yaml.safe_load(config.read_text()))))
+    for folder in Path("runs/early/checkpoints").glob("step-*"):
+        meta = json.loads((folder / META).read_text())
+        without_later_keys(meta["model"])
+        del meta["validations_since_best"], meta["longest_sample"]
+        state = read_training_state(folder)
+        del state["rhythm"]["waited"], state["rhythm"]["longest_sample"]
+        state["rhythm"]["best_loss"] = state["rhythm"].pop("best_value")
+        for key in ("format", "shared_weights"):
+            del meta[key]
+        write_checkpoint(folder, weights=read_weights(folder), meta=meta, training_state=state)
+    assert "patience" not in config.read_text()
+    for name in ("first", "early"):
+        code, out, err = run("train", f"resume=runs/{name}", "trainer.max_steps=6", "trainer.patience=9")
+        assert (code, err) == (0, ""), out + err
+    assert rows(Path("runs/early")) == rows(trained)
+    assert yaml.safe_load(config.read_text())["trainer"]["patience"] == 9
+    code, out, err = run("generate", "run=runs/early", "length=20", "output=new.fa")
+    assert (code, err) == (0, ""), out + err
 
 
 def test_multirun_trains_every_combination(trained, run, tiny):
