@@ -9,8 +9,8 @@ Both windows have `window_bases` bases around the variant. The alternative windo
 would be with the variant in it, so after a deletion it takes more bases from the right and after an insertion fewer; at
 the end of a chromosome both move inwards. N does not count. With both strands, the score is the mean of two readings.
 What REF and ALT have in common before the variant is read once, and the state carried into both: three quarters of the
-work. What cannot be scored is kept with a missing score and a status (`STATUSES`), and counted. A killed run goes on where it
-stopped: no record is lost, none comes twice.
+work. What cannot be scored is kept with a missing score and a status (`STATUSES`), and counted. A killed run goes on
+where it stopped: no record is lost, none comes twice.
 """
 
 from __future__ import annotations

@@ -456,8 +456,10 @@ def main(words: list[str] | None = None) -> None:
         print("  ".join(str(row.get(name, "")) for name in columns))
     places = read_places(options.results / "every_base.tsv.gz", options.vcf)
     draw_scores(rows, kinds, places, options.figures / "scores.png")
-    draw_chromosome(options.results, options.figures / "chromosome.png")
-    draw_mutagenesis(options.results, letters, options.figures / "mutagenesis.png")
+    if (options.results / "bits_per_100kb.csv").exists():  # parts that a short run left out have no figure
+        draw_chromosome(options.results, options.figures / "chromosome.png")
+    if (options.results / "mutagenesis.tsv").exists():
+        draw_mutagenesis(options.results, letters, options.figures / "mutagenesis.png")
 
 
 if __name__ == "__main__":
