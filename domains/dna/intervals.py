@@ -6,12 +6,9 @@ In: record lengths (`Genome.lengths`). Out: `Interval` regions of each split; `w
 
 from __future__ import annotations
 
-import gzip
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from domains.dna.names import close_names, find_contig, matches
+from domains.dna.text_file import open_text
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +68,8 @@ def read_bed(
     if not path.exists():
         raise FileNotFoundError(f"no BED file {path}")
     intervals = []
-    with _lines(path) as lines:
-        for number, line in enumerate(lines, start=1):
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
             if not line.strip() or line.startswith(("#", "track", "browser")):
                 continue
             cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
@@ -86,19 +84,6 @@ def read_bed(
         absent = f"; {sum(skipped.values())} rows are on sequences that are not there" if skipped else ""
         raise ValueError(f"{path}: no interval in it{absent}")
     return intervals
-
-
-@contextmanager
-def _lines(path: Path) -> Iterator[Iterator[str]]:
-    """The lines of a text file, plain or gzip, whatever its name ends in."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    opener = gzip.open if packed else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", errors="replace") as file:
-            yield file
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged or cut off ({error})") from None
 
 
 def _bed_row(cells: Sequence[str], lengths: Mapping[str, int], label_column: int) -> Interval:

@@ -6,14 +6,14 @@ In: a path. Out: `Example`s, one a row, in the order of the file; each knows whe
 from __future__ import annotations
 
 import csv
-import gzip
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from domains.dna.names import close_names
+from domains.dna.text_file import open_text
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 SEQUENCE_COLUMNS = ("sequence", "seq")
@@ -98,7 +98,7 @@ def read_labelled_fasta(path: Path) -> Iterator[Example]:
         ValueError: file and line of a header without a label, or text before the first one.
     """
     header, begun, parts = "", 0, list[bytes]()
-    with _opened(path) as file:
+    with open_text(path, newline="") as file:
         for number, line in enumerate(file, start=1):
             line = line.strip()
             if line.startswith(">"):
@@ -133,15 +133,10 @@ def _as_letters(value: Any, where: str) -> bytes:
         raise ValueError(f"{where}: the sequence holds {error.object[error.start]!r}, which is not DNA") from None
 
 
-def _opened(path: Path) -> IO[str]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
-
-
 def _text_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """First the header (as a mapping of its names), then every row."""
     csv.field_size_limit(sys.maxsize)  # its own limit is 131,072 letters a cell
-    with _opened(path) as file:
+    with open_text(path, newline="") as file:
         head = file.readline()
         file.seek(0)
         rows = csv.reader(file, delimiter="\t" if "\t" in head else ",")

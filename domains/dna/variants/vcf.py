@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from domains.dna.text_file import open_text
 
 Row = tuple[Any, ...]  # one value for each of TABLE_COLUMNS
 
@@ -92,20 +92,9 @@ def _number(value: float) -> str:
 
 def read_vcf(path: str | Path) -> Iterator[tuple[int, str]]:
     """(line number, line without its end) of a VCF, plain or gzip, whatever its name ends in."""
-    try:
-        with _opened(path) as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.rstrip("\r\n")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged or cut off ({error})") from None
-
-
-def _opened(path: str | Path) -> IO[str]:
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    opener = gzip.open if packed else open
-    # -sig: without the byte-order mark that some editors put first; bytes that are no UTF-8 come out as they went in.
-    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    with open_text(path, errors="surrogateescape", newline="\n") as file:  # what is no UTF-8 comes out as it went in
+        for number, line in enumerate(file, start=1):
+            yield number, line.rstrip("\r\n")
 
 
 def check_vcf(path: str | Path) -> int:
