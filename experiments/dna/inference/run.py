@@ -535,7 +535,9 @@ def bench_of(options: argparse.Namespace, work: Path) -> Bench:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.smoke:
-        inputs, run = study_data.tiny(work / "data"), options.run or fresh_run(work / "run")
+        inputs, run = study_data.tiny(work / "data"), options.run
+        if run is None or not run.exists():
+            run = fresh_run(work / "run")
     else:
         inputs, run = study_data.Inputs(
             genome=options.genome, observed=options.data / study_data.OBSERVED,
