@@ -183,12 +183,11 @@ def start_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def jobs(options: argparse.Namespace) -> list[str]:
     """`start`, then "kind:length" in the order in which they run."""
-    chosen = options.only.split(",") if options.only else list(kinds(options))
-    wanted = {name: kind for name, kind in kinds(options).items() if name in chosen}
-    if not options.start:
-        wanted = {name: kind for name, kind in wanted.items() if not kind.continued}
-    first = ["start"] if any(kind.continued for kind in wanted.values()) else []
-    return first + [f"{name}:{length}" for name, kind in wanted.items() for length in kind.lengths]
+    found = {name: kind for name, kind in kinds(options).items() if options.start or not kind.continued}
+    first = ["start"] if options.start else []
+    every = first + [f"{name}:{length}" for name, kind in found.items() for length in kind.lengths]
+    chosen = options.only.split(",") if options.only else ["start", *found]
+    return [job for job in every if job in chosen or job.partition(":")[0] in chosen]
 
 
 def run_job(job: str, options: argparse.Namespace | None = None) -> Iterator[Row]:
@@ -211,7 +210,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for the unpacked genome and the runs; default a new one")
     parser.add_argument("--out", type=Path, help="folder for the CSV and the best model; default build/dna_results")
     parser.add_argument("--start", help="run folder that `continue` starts from; without it, there is no such kind")
-    parser.add_argument("--only", help="comma-separated kinds; default all")
+    parser.add_argument("--only", help="comma-separated kinds (scratch) or runs (scratch:1024, start); default all")
     parser.add_argument("--steps", type=int, default=48, help="steps of `continue`, each of 2^20 bases")
     parser.add_argument("--scratch-steps", type=int, default=64, help="steps of `scratch` and `small`")
     parser.add_argument("--d-model", type=int, default=256)
@@ -231,7 +230,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     options.out = options.out or ROOT / "build" / "dna_results"
     options.human = dna_data.HumanData(options.work / "human.fa", options.work / "human.bed", unit)
     options.deadline = options.deadline or time.time() + options.seconds
-    if wrong := set(options.only.split(",") if options.only else []) - set(kinds(options)):
+    known = {"start", *(f"{name}:{length}" for name, kind in kinds(options).items() for length in kind.lengths)}
+    if wrong := set(options.only.split(",") if options.only else []) - set(kinds(options)) - known:
         parser.error(f"--only {','.join(sorted(wrong))}: known are {', '.join(kinds(options))}")
     return options
 

@@ -134,6 +134,7 @@ def test_what_is_too_late_is_left_out_and_said(experiment):
 def test_jobs_in_order(experiment):
     context = experiment("dna.context")
     assert context.jobs(context.arguments(["--only", "recompute"])) == ["recompute:1048576"]
+    assert context.jobs(context.arguments(["--only", "small:4096"])) == ["small:4096"]
     with_start = context.jobs(context.arguments(["--start", "run"]))
     assert with_start[:3] == ["start", "continue:1024", "continue:1048576"]
     assert len(with_start) == 1 + 6 + 6 + 1 + 6
