@@ -28,6 +28,14 @@ scan_sweep() { logged scan_sweep 200 python3 experiments/selective_scan/sweep.py
 scan_op_tests() { logged scan_op_tests 200 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu tests/kernels/test_ops.py -k "selective_scan-cuda"; }
 scan_tests() { logged scan_tests 150 python3 -m pytest -p no:cacheprovider -q -m gpu tests/kernels/test_cuda_scan.py; }
 scan_bars() { logged scan_bars 120 python3 experiments/selective_scan/bars.py "$out/selective_scan.csv" "${COMMIT:-unknown}"; }
+scan_complex_tests() {
+  logged scan_complex_tests 170 python3 -m pytest -p no:cacheprovider -p no:benchmark -q -n 8 -m gpu \
+    tests/kernels/test_ops.py tests/kernels/test_cuda_complex.py tests/seqmodels/layers/test_mamba_options.py -k complex
+}
+scan_complex_bars() {
+  logged scan_complex_bars 150 python3 experiments/selective_scan/complex_bars.py "$out/selective_scan_complex.csv" \
+    "${COMMIT:-unknown}" --seconds 110 --layouts
+}
 scan_host_time() { logged scan_host_time 60 python3 experiments/selective_scan/host_time.py; }
 scan_profile() {
   logged scan_profile 90 ncu --clock-control none --kernel-name "regex:forward_scan|backward_scan" \

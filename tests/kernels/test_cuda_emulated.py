@@ -29,12 +29,9 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="needs g++ on Linux"),
 ]
 
-# Every function of common.cuh and complex.cuh that is written in PTX, in C++. A new one makes the compilation fail:
-# asm() is refused.
+# Every function of common.cuh that is written in PTX, in C++. A new one makes the compilation fail: asm() is refused.
 PORTED = {
     r"DEVICE float exp2_fast\(.*": "DEVICE float exp2_fast(float x) { return exp2f(x); }",
-    r"DEVICE float sine_fast\(.*": "DEVICE float sine_fast(float x) { return sinf(x); }",
-    r"DEVICE float cosine_fast\(.*": "DEVICE float cosine_fast(float x) { return cosf(x); }",
     r"DEVICE float reciprocal\(.*": "DEVICE float reciprocal(float x) { return 1.f / x; }",
     r"u32 r; *asm\(\"cvt\.rn\.bf16x2[^\n]*": "return cpu::bf16(low) | (u32)cpu::bf16(high) << 16;",
     r"const u32 to = \(u32\)__cvta_generic_to_shared\(to_shared\);\n": "",

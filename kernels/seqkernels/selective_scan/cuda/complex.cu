@@ -3,7 +3,6 @@
 // lane + 32, ...; any E and N, nothing is padded.
 //
 // Compiled per variant by -D: PER_LANE (states per lane), SAVE (0 or 1: states at tile starts), WARPS (channels per block).
-#define PRECISE 1
 #include "complex.cuh"
 
 constexpr int THREADS = WARPS * WARP;
