@@ -166,6 +166,10 @@ class Registry:
             return module
         return module.unavailable(x, parameter, **details)
 
+    def asked(self, implementation: str) -> str:
+        """What a name stands for: "auto" for what is preferred (see `preferring`), where this op has it."""
+        return _preferred if implementation == "auto" and _preferred in self.modules else implementation
+
     def choose(self, implementation: str, x: Tensor, parameter: Tensor, **details: object) -> Callable[..., Any]:
         """Return the entry function of the implementation to run; kept, for asking takes as long as a small kernel.
 
@@ -178,8 +182,7 @@ class Registry:
         Raises:
             ValueError: the name is unknown, or that implementation cannot run on these tensors.
         """
-        if implementation == "auto" and _preferred in self.modules:
-            implementation = _preferred
+        implementation = self.asked(implementation)
         if watched():
             return self._choose(implementation, x, parameter, details)
         key = (implementation, x.shape, x.dtype, x.device, parameter.shape, parameter.dtype, *details.items())

@@ -54,6 +54,12 @@ def _cannot_run_on(device_type: str, index: int) -> str | None:
     return None
 
 
+def rows(x: Tensor) -> Tensor:
+    """(..., D) as (M, D), dense in D; in place where the strides allow it."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
 def unavailable(x: Tensor) -> str | None:
     """Why Triton kernels cannot run on a tensor like x, in words; None when they can. Traceable by torch.compile."""
     index = x.device.index

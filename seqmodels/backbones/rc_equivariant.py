@@ -12,7 +12,6 @@ no test of shapes or of equivariance tells them apart. `swap_strands` says which
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seqmodels.backbones.base import Backbone
-from seqmodels.backbones.stack import EMBEDDING_STD, Block, round_up
+from seqmodels.backbones.stack import Block, initialise, round_up
 from seqmodels.layers.base import LayerFactory, SequenceLayer, require_positive
 from seqmodels.layers.norm import RMSNorm
 from seqmodels.layers.rc_equivariant import RCPSEmbedding, both_strands, join_strands, refuse_state, swap_strands
@@ -77,15 +76,7 @@ class RCPSStack(Backbone):
             Block(layer(d_model), d_model, norm_eps, residual_in_fp32) for _ in range(n_layers)
         )
         self.norm_f = RMSNorm(d_model, norm_eps)
-        self._initialise()
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """As a plain stack: embedding N(0, 0.02), what writes into the residual stream divided by sqrt(n_layers)."""
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        for mixer in self.mixers:
-            for name in mixer.residual_projections:
-                mixer.get_submodule(name).weight.div_(math.sqrt(len(self.layers)))  # type: ignore
+        initialise(self.embedding.weight, self.mixers)
 
     @property
     def mixers(self) -> list[SequenceLayer]:

@@ -11,7 +11,7 @@ released state dict loads unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -106,15 +106,7 @@ class Stack(Backbone):
         )
         self.norm_f = RMSNorm(d_model, norm_eps)
         self.residual_in_fp32 = residual_in_fp32
-        self._initialise()
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """Published: embedding N(0, 0.02); what writes into the residual stream is divided by sqrt(additions)."""
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        for mixer in self.mixers:
-            for name in mixer.residual_projections:
-                mixer.get_submodule(name).weight.div_(math.sqrt(len(self.layers)))  # type: ignore[operator]
+        initialise(self.embedding.weight, self.mixers)
 
     @property
     def mixers(self) -> list[SequenceLayer]:
@@ -150,6 +142,15 @@ class Stack(Backbone):
         assert residual_BLD is not None, "there is at least one block"
         hidden_BLD, _ = self.norm_f.add(x_BLD, residual_BLD, residual_in_fp32=self.residual_in_fp32)
         return hidden_BLD, tuple(new_states)
+
+
+@torch.no_grad()
+def initialise(table: Tensor, mixers: Sequence[SequenceLayer]) -> None:
+    """Published: embedding N(0, 0.02); what writes into the residual stream is divided by sqrt(additions)."""
+    nn.init.normal_(table, std=EMBEDDING_STD)
+    for mixer in mixers:
+        for name in mixer.residual_projections:
+            mixer.get_submodule(name).weight.div_(math.sqrt(len(mixers)))  # type: ignore[operator]
 
 
 def _factories(

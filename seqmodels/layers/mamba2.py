@@ -226,7 +226,7 @@ class Mamba2(SequenceLayer):
         self, xbc_B1C: Float[Tensor, "B 1 C"], dt_B1H: Float[Tensor, "B 1 H"], state: Mamba2State
     ) -> tuple[Float[Tensor, "B 1 E"], Mamba2State]:
         """The same for one position without gradients: one kernel, or a few products; nothing waits for the GPU."""
-        if self.implementation in ("auto", "triton") and can_run(xbc_B1C):
+        if can_run(xbc_B1C, self.implementation):
             conv_weight_CW = self.conv1d.weight.squeeze(1)
             weights = StepWeights(conv_weight_CW, self.conv1d.bias, self.dt_bias, self.A_log, self.D)
             y_BE, *new_state = decode_step(

@@ -102,6 +102,19 @@ def test_planning_for_a_gpu_takes_its_implementations_on_any_machine():
     assert usual.__module__ == "seqkernels.selective_scan.cpu"
 
 
+def test_a_preference_reaches_the_decode_step_of_mamba2(monkeypatch):
+    from seqkernels import triton_runtime
+    from seqkernels.ssd.step import can_run
+
+    x = torch.randn(2, 8)
+    monkeypatch.setattr(triton_runtime, "unavailable", lambda x: None)
+    for name, expected in {"auto": True, "cuda": True, "triton": True, "reference": False, "torch": False}.items():
+        with preferring(name):
+            assert can_run(x, "auto") == expected, name
+            assert can_run(x, "triton"), "a name is a name"
+            assert not can_run(x, "reference")
+
+
 def test_a_preference_is_what_auto_means_while_it_lasts():
     x, weight = torch.randn(2, 5, 8), torch.randn(8, 4)
     before = REGISTRY.choose("auto", x, weight, packed=False)

@@ -49,17 +49,11 @@ def plan(width: int) -> Plan:
     return Plan(rows, block, min(16, max(1, rows * block // 256)))
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(..., E) as (positions, E), dense in E; in place where the strides allow it."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
 def _forward(x: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """y, and 1 / rms of each group."""
     kernels = triton_runtime.kernels("gated_rms_norm")
     y, inverse_rms = _forward_fake(x, z, weight, groups, eps)
-    x, z = _rows(x), _rows(z)
+    x, z = triton_runtime.rows(x), triton_runtime.rows(z)
     width, n_rows = x.shape[1] // groups, inverse_rms.numel()
     cut = plan(width)
     with torch.cuda.device_of(x):
@@ -81,7 +75,7 @@ def _backward(
     """Gradients of x, z and the weight."""
     kernels = triton_runtime.kernels("gated_rms_norm")
     dx, dz, dweight = _backward_fake(dy, x, z, weight, inverse_rms, groups)
-    x, z, dy = _rows(x), _rows(z), _rows(dy)
+    x, z, dy = triton_runtime.rows(x), triton_runtime.rows(z), triton_runtime.rows(dy)
     positions, width = x.shape[0], x.shape[1] // groups
     cut = plan(width)
     most = max(1, _BACKWARD_PROGRAMS // groups)

@@ -57,18 +57,12 @@ def plan(D: int) -> Plan:
     return Plan(rows, block_d, min(16, max(1, rows * block_d // 256)))
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(..., D) as (M, D), dense in D; in place where the strides allow it."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
 def _forward(
     x: Tensor, weight: Tensor, residual: Tensor | None, eps: float, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     triton_kernels = triton_runtime.kernels("rms_norm")
     y, total, inverse_rms = _empty_outputs(x, residual, residual_in_fp32)
-    x, residual = _rows(x), None if residual is None else _rows(residual)
+    x, residual = triton_runtime.rows(x), None if residual is None else triton_runtime.rows(residual)
     M, D = x.shape
     cut = plan(D)
     with torch.cuda.device_of(x):
@@ -116,10 +110,11 @@ def _backward(
     """Gradients of x, the residual (empty unless it has a dtype of its own) and the weight, for r = x + residual."""
     triton_kernels = triton_runtime.kernels("rms_norm")
     dx, dresidual, _ = _empty_gradients(x, weight, dx_dtype, dresidual_dtype)
-    x = _rows(x)
-    residual = None if residual is None else _rows(residual)
-    dy = torch.zeros_like(x) if dy is None else _rows(dy)
-    dtotal = None if dtotal is None or not dtotal.numel() else _rows(dtotal)  # empty: there was no residual
+    x = triton_runtime.rows(x)
+    residual = None if residual is None else triton_runtime.rows(residual)
+    dy = torch.zeros_like(x) if dy is None else triton_runtime.rows(dy)
+    # empty where there was no residual
+    dtotal = None if dtotal is None or not dtotal.numel() else triton_runtime.rows(dtotal)
     M, D = x.shape
     cut = plan(D)
     tiles = -(-M // (cut.rows * _BACKWARD_PROGRAMS))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seqkernels import triton_runtime
 from seqkernels.library import register
+from seqkernels.ssd.op import REGISTRY
 
 
 class StepWeights(NamedTuple):
@@ -31,9 +32,9 @@ class StepWeights(NamedTuple):
     d_H: Tensor
 
 
-def can_run(xbc_BC: Tensor) -> bool:
-    """Whether the kernel runs on these tensors here."""
-    return triton_runtime.unavailable(xbc_BC) is None
+def can_run(xbc_BC: Tensor, implementation: str) -> bool:
+    """Whether the kernel is among what a name of `ssd`'s stands for, and runs on these tensors here."""
+    return REGISTRY.asked(implementation) in ("auto", "triton") and triton_runtime.unavailable(xbc_BC) is None
 
 
 def decode_step(
