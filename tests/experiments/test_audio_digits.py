@@ -70,7 +70,7 @@ def test_every_part_leaves_its_rows_and_sounds(run, experiment, tmp_path: Path, 
     assert kept.class_names == tuple("0123456789")
     draw_figures(experiment, tmp_path)
     tables = capsys.readouterr().out
-    assert "| the first, told the digit | 20 |" in tables
+    assert "| U-Net S4D + Mamba, told the digit | 20 |" in tables
     assert "| test (real) | 5 |" in tables
 
 

@@ -23,10 +23,10 @@ from experiments import charts  # noqa: E402
 
 RATE_HZ = 8000
 NAMES = {
-    "unet_s4d_mamba": "U-Net, S4D outside, Mamba inside", "unet_s4d": "U-Net, S4D", "mamba": "Mamba, flat",
-    "transformer": "Transformer", "told": "the first, told the digit",
+    "unet_s4d_mamba": "U-Net S4D + Mamba", "unet_s4d": "U-Net S4D", "mamba": "Mamba, flat", "transformer": "Transformer",
+    "told": "U-Net S4D + Mamba, told the digit",
 }  # fmt: skip
-COLOURS = {"unet_s4d_mamba": "unet", "unet_s4d": "s4d"}
+COLOURS = {"unet_s4d_mamba": "unet", "unet_s4d": "s4d", "told": "unet"}
 TABLE = {"fid": "FID", "inception_score": "IS", "modified_inception_score": "modified IS", "am": "AM",
          "accuracy": "accuracy", "class_diversity": "classes", "feature_diversity": "diversity"}  # fmt: skip
 Rows = Sequence[dict[str, str]]
@@ -49,7 +49,7 @@ def bits(rows: Rows, markov: Rows, path: Path) -> None:
     axis.barh(names, values, color=colours, height=0.7)
     for place, value in enumerate(values):
         axis.text(value + 0.05, place, f"{value:.3f}", va="center", fontsize=8)
-    axis.set_xlim(0, 8)
+    axis.set_xlim(0, 8.5)
     axis.set_xlabel("held-out bits a sample (uniform: 8)")
     axis.grid(visible=False, axis="y")
     axis.set_title("Spoken digits, 8 kHz mu-law, official test takes")
@@ -79,9 +79,10 @@ def spectrograms(samples: Path, fsdd: Path, path: Path) -> None:
                             cmap="magma", rasterized=True)  # fmt: skip
             axis.grid(visible=False)
             axis.set_yticks([0, 2, 4] if column == 0 else [])
+            axis.set_xlim(0, length / RATE_HZ)
             axis.set_xticks([0, 0.5] if line == len(rows) - 1 else [])
             if column == 0:
-                axis.set_ylabel(f"{name}\nkHz", fontsize=7)
+                axis.set_ylabel(name.replace(" + ", "\n+ ").replace(", ", "\n") + "\nkHz", fontsize=7)
             if line < 2:
                 axis.set_title(str(column), fontsize=8)
     charts.save(figure, path)
