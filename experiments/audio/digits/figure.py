@@ -23,8 +23,8 @@ from experiments import charts  # noqa: E402
 
 RATE_HZ = 8000
 NAMES = {
-    "unet_s4d_mamba": "U-Net S4D + Mamba", "unet_s4d": "U-Net S4D", "mamba": "Mamba, flat", "transformer": "Transformer",
-    "told": "U-Net S4D + Mamba, told the digit",
+    "unet_s4d_mamba": "U-Net S4D + Mamba", "unet_s4d": "U-Net S4D", "mamba": "Mamba, flat",
+    "transformer": "Transformer", "told": "U-Net S4D + Mamba, told the digit",
 }  # fmt: skip
 COLOURS = {"unet_s4d_mamba": "unet", "unet_s4d": "s4d", "told": "unet"}
 TABLE = {"fid": "FID", "inception_score": "IS", "modified_inception_score": "modified IS", "am": "AM",
@@ -79,8 +79,8 @@ def spectrograms(samples: Path, fsdd: Path, path: Path) -> None:
                             cmap="magma", rasterized=True)  # fmt: skip
             axis.grid(visible=False)
             axis.set_yticks([0, 2, 4] if column == 0 else [])
-            axis.set_xlim(0, length / RATE_HZ)
             axis.set_xticks([0, 0.5] if line == len(rows) - 1 else [])
+            axis.set_xlim(0, length / RATE_HZ)
             if column == 0:
                 axis.set_ylabel(name.replace(" + ", "\n+ ").replace(", ", "\n") + "\nkHz", fontsize=7)
             if line < 2:
