@@ -88,10 +88,10 @@ DEVICE bool has_piece() { return TILE * RUN == THREADS || threadIdx.x < TILE * R
 DEVICE int piece_position() { return threadIdx.x / RUN; }
 DEVICE int piece_column() { return threadIdx.x % RUN * VEC; }
 
-// The thread's piece of a tile whose first row starts at `row`; zeros past the last of `rows`.
+// The thread's piece of a tile whose first row starts at `row` (64 bits up to there, then 32); zeros past the last of `rows`.
 DEVICE void fetch_piece(Stage& to, const element* row, i64 stride, int rows) {
   if (has_piece())
-    copy_async<PIECE>(to[threadIdx.x], row + piece_position() * stride + piece_column(), piece_position() < rows);
+    copy_async<PIECE>(to[threadIdx.x], row + (piece_position() * (int)stride + piece_column()), piece_position() < rows);
 }
 DEVICE void fetch_states(States& to, const Complex* row, i64 stride, int rows) {
   constexpr int PAIRS = N / 2, ITEMS = (TILE * PAIRS + THREADS - 1) / THREADS;
@@ -99,7 +99,7 @@ DEVICE void fetch_states(States& to, const Complex* row, i64 stride, int rows) {
   for (int item = 0; item < ITEMS; item++) {
     const int i = threadIdx.x + item * THREADS, position = i / PAIRS, state = i % PAIRS * 2;
     if (TILE * PAIRS % THREADS == 0 || i < TILE * PAIRS)
-      copy_async<16>(&to[position][state], row + position * stride + state, position < rows);
+      copy_async<16>(&to[position][state], row + (position * (int)stride + state), position < rows);
   }
 }
 // delta of the thread's piece; past the end 0, which leaves states alone.
