@@ -54,11 +54,12 @@ def main() -> None:
                     backward = (2, 4, 2) if dtype == f32 else backward
                     layout = plan.Backward(*backward, cut)
                     launch.run_backward(p, torch.randn_like(result.out), initial, result.y, result.states, layout)
-    a = torch.complex(-torch.rand(20, 8), torch.rand(20, 8)).cuda()
-    b, c = (torch.randn(2, 33, 1, 8, device="cuda", dtype=torch.complex64) for _ in range(2))
-    x, dt, z = (torch.randn(2, 33, 20, device="cuda") for _ in range(3))
-    out, _, states = complex_ops.forward_op(x, dt, a, b, c, None, z, None, True, None, None, True)
-    complex_ops.backward_op(out, None, x, dt, a, b, c, None, z, None, True, None, states)
+    for L, E, N in ((33, 20, 8), (33, 64, 8), (600, 64, 16), (33, 32, 32)):  # any size, fast ones, cut
+        a = torch.complex(-torch.rand(E, N), torch.rand(E, N)).cuda()
+        b, c = (torch.randn(2, L, 1, N, device="cuda", dtype=torch.complex64) for _ in range(2))
+        x, dt, z = (torch.randn(2, L, E, device="cuda") for _ in range(3))
+        out, _, states = complex_ops.forward_op(x, dt, a, b, c, None, z, None, True, None, None, True)
+        complex_ops.backward_op(out, None, x, dt, a, b, c, None, z, None, True, None, states)
     fused_block()
     torch.cuda.synchronize()
     print("done")
