@@ -38,14 +38,17 @@ BASE_S, GENERATION_S, FLAT_S = 45, 35, 75  # set aside for what comes besides th
 A_RUN_S = 7  # what a run costs besides its steps
 RATE_HZ, PREFIX_FILE, PREFIX_BEGIN_S, PREFIX_S, NEW_S = 16_000, "Maestro_4", 60, 50, 10
 MODELS = {
-    # S4D and MLP at 16 and 4 kHz, once on each way; four Mamba blocks at 1 kHz: 2.4 million parameters
-    "unet": ["backbone=unet", "backbone.n_layers=1", "backbone.outer=s-", "backbone.centre=mmmm"],
+    # Mamba blocks around S4D cores at 16 and 4 kHz, once on each way; four Mamba blocks at 1 kHz
+    "unet": ["backbone=unet", "backbone.n_layers=1", "backbone.outer=S", "backbone.centre=mmmm"],
     "flat": ["backbone=stack", "layer=mamba", "backbone.n_layers=6", "backbone.d_model=96"],
 }
 TINY = {
-    "unet": ["backbone=unet", "backbone.d_model=8", "backbone.n_layers=1", "backbone.layers.s4d.d_state=4"],
+    "unet": [
+        "backbone=unet", "backbone.d_model=8", "backbone.n_layers=1", "backbone.outer=S",
+        "backbone.layers.mamba_s4.d_state=4",
+    ],
     "flat": ["backbone=stack", "layer=mamba", "backbone.n_layers=1", "backbone.d_model=16"],
-}
+}  # fmt: skip
 COLUMNS = [
     "what", "model", "parameters", "context", "batch", "steps", "tokens", "lr", "bits_valid", "bits_test",
     "bits_test_longest", "tokens_per_s", "peak_gib", "temperature", "note",

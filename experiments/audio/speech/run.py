@@ -30,9 +30,10 @@ RATE_HZ, SEGMENT, BATCH, WHOLE_CLIP = 8000, 2**14, 32, 2**18
 AUGMENT = (
     "domain.dataset.augment={_target_: domains.audio.augment.WaveformAugment, gain_db: 6.0, flip_polarity: true}"
 )
-UNET, FLAT = ["backbone=unet"], ["backbone=stack", "layer=mamba", "backbone.n_layers=8", "backbone.d_model=176"]
+UNET = ["backbone=unet", "backbone.n_layers=1", "backbone.outer=S", "backbone.centre=mmmm"]
+FLAT = ["backbone=stack", "layer=mamba", "backbone.n_layers=8", "backbone.d_model=176"]
 MODELS = {"unet": UNET, "flat": FLAT, "unet_augmented": [*UNET, AUGMENT]}
-TINY_UNET = [*UNET, "backbone.d_model=8", "backbone.n_layers=1", "backbone.layers.s4d.d_state=4"]
+TINY_UNET = [*UNET, "backbone.d_model=8", "backbone.centre=m", "backbone.layers.mamba_s4.d_state=4"]
 TINY = {"unet": TINY_UNET, "unet_augmented": [*TINY_UNET, AUGMENT]}
 PROBE_STEPS, A_RUN_S, GENERATION_S = 20, 10, 14
 COLUMNS = [
