@@ -19,7 +19,6 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from domains.dna.tokenizer import COUNTED, IUPAC_CODES, POLICY_OF_BYTE
+from seqmodels.data.whole_file import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -107,17 +107,6 @@ def fingerprint(path: Path) -> tuple[int, int]:
     """(size in bytes, time of the last change in ns): tells an edited or replaced file."""
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """A path to write to that becomes `target` in one step at the end, or vanishes if the writing fails."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def scan(path: Path) -> Scan:

@@ -18,12 +18,13 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from seqmodels.data.whole_file import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +319,7 @@ class _Record:
         """Notes a download, at once: a later one may fail."""
         entry = {"url": file.url, "sha256": sha256, "checksum": file.checksum, "result": _state(result)}
         self.entries[file.path] = entry
-        with _written_whole(self.path) as partial:
+        with written_whole(self.path) as partial:
             partial.write_text(json.dumps(self.entries, indent=1) + "\n")
 
 
@@ -327,13 +328,3 @@ def _state(path: Path) -> list[int] | str:
         return "folder"
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-@contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from seqmodels.data.whole_file import written_whole
 from seqmodels.interop.report import ConversionError
 
 LARGEST_TABLE = 64  # symbols that a report lists; word vocabularies are not letters
@@ -74,9 +75,8 @@ class IdTokenizer:
         if len(sequences) != len(names):
             raise ValueError(f"{len(sequences)} sequences but {len(names)} names")
         target = Path(path)
-        draft = target.with_name(f".{target.name}.part")
-        draft.write_text("".join(f"# {name}\n{self.decode(ids)}\n" for name, ids in zip(names, sequences)))
-        draft.replace(target)
+        with written_whole(target) as partial:
+            partial.write_text("".join(f"# {name}\n{self.decode(ids)}\n" for name, ids in zip(names, sequences)))
         return [str(target)]
 
     def spec(self) -> dict[str, Any]:

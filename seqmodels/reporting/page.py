@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+from seqmodels.data.whole_file import written_whole
 from seqmodels.reporting.blocks import Block
 from seqmodels.reporting.markup import escape, inline, slug
 
@@ -95,9 +96,8 @@ class Report:
         """Write the page to `path` (folders are made; the old page stays until the new one is complete)."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(self.html(), encoding="utf-8")
-        partial.replace(target)
+        with written_whole(target) as partial:
+            partial.write_text(self.html(), encoding="utf-8")
         return target
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seqmodels.data.record import Batch
+from seqmodels.data.whole_file import written_whole
 from seqmodels.heads.base import LossSums
 from seqmodels.layers.state import State
 from seqmodels.model import SequenceModel
@@ -104,13 +105,11 @@ class RowTable:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [(name, sums, _named(sums, unit)) for name, sums in self.sums.items()]
-        partial = path.with_name(f".{path.name}.partial")
-        with open(partial, "w", newline="", encoding="utf-8") as file:
+        with written_whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, delimiter="\t", lineterminator="\n")
             table.writerow(["sequence", "targets", *(rows[0][2] if rows else ())])
             for name, sums, metrics in rows:
                 table.writerow([name, f"{float(sums.count):g}", *(f"{value:.6f}" for value in metrics.values())])
-        partial.replace(path)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
