@@ -199,11 +199,11 @@ def run_backward(
         **_shape_arguments(p),
     )
     db, dc = (_over_blocks(partial, p.b.shape) for partial in bc_partial)
-    dd, dbias = d_partial.sum(1)
+    dd, dbias = (partial.sum(0) for partial in d_partial)
     return Gradients(dx, ddt, da_partial.sum(0), db, dc, dd, dz, dbias, initial)
 
 
 def _over_blocks(partial: Tensor, shape: torch.Size) -> Tensor:
     """(blocks, rows, N) summed over the blocks of each group, as (B, L, G, N)."""
     _, _, G, N = shape
-    return partial.view(G, -1, partial.shape[1], N).sum(1).transpose(0, 1).reshape(shape)
+    return partial.view(G, -1, partial.shape[1], N).sum(1).transpose(0, 1).contiguous().view(shape)

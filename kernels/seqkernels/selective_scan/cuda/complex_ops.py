@@ -168,7 +168,7 @@ def _backward(
     )  # fmt: skip
 
     def over_blocks(partial: Tensor) -> Tensor:
-        return partial.view(G, -1, shape.rows, N).sum(1).transpose(0, 1).reshape(b.shape)
+        return partial.view(G, -1, shape.rows, N).sum(1).transpose(0, 1).contiguous().view(b.shape)
 
     return (
         dx, ddt, da.sum(0), over_blocks(db), over_blocks(dc), dd.sum(0), x.new_empty(0) if z is None else dz,
