@@ -165,8 +165,8 @@ def assert_complex_equal(got: list[Tensor], t: list[Tensor], above: list[Tensor]
     names = ("y", "final", "x", "dt", "a", "b", "c", "d", "z", "dt_bias", "initial")
     for name, ours, theirs in zip(names, got, (*outputs, *(leaf.grad for leaf in leaves)), strict=True):
         assert theirs is not None
-        error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-        assert error < (8e-3 if ours.dtype == torch.bfloat16 else 2e-6), name
+        error = torch.linalg.vector_norm((ours - theirs).abs()) / torch.linalg.vector_norm(theirs.abs())
+        assert error.item() < (4e-3 if ours.dtype == torch.bfloat16 else 2e-6), name
 
 
 # (B, L, E, N, G), packed bounds, chunks, dtype, warps of the backward blocks
@@ -183,13 +183,13 @@ def test_complex_kernels_equal_the_reference(case: str):
     (B, L, E, N, G), bounds, chunks, dtype, warps = COMPLEX_CASES[case]
     sequences = B if bounds is None else len(bounds) - 1
     t, cu = complex_inputs(B, L, E, N, G, sequences, dtype), None if bounds is None else torch.tensor(bounds)
-    above = [torch.randn(B, L, E).to(dtype), torch.randn(sequences, E, N, dtype=torch.complex64)]
+    g = torch.Generator().manual_seed(1)
+    above = [torch.randn(B, L, E, generator=g).to(dtype), torch.randn(sequences, E, N, dtype=t[2].dtype, generator=g)]
     p = complex_launch.problem(*t[:8], True, t[8], cu)  # type: ignore[call-arg]
     forward = plan.complex_forward(p.size, N)._replace(cut=plan.cut_into(p.size, chunks))
     out, final, states = complex_launch.run_forward(p, True, forward)
-    g = complex_launch.run_backward(p, above[0], above[1], states, forward._replace(warps=warps))
-    assert g.z is not None
-    assert_complex_equal([out, final, g.x, g.dt, g.a, g.b, g.c, g.d, g.z, g.dt_bias, g.initial], t, above, cu)
+    grads = complex_launch.run_backward(p, above[0], above[1], states, forward._replace(warps=warps))
+    assert_complex_equal([out, final, *vars(grads).values()], t, above, cu)
 
 
 @pytest.mark.usefixtures("emulation")
@@ -197,7 +197,8 @@ def test_complex_kernels_equal_the_reference(case: str):
 def test_complex_scans_of_odd_sizes_are_padded_or_go_to_the_kernel_for_any_size(N: int):
     B, L, E, G = 1, 21, 6, 2
     t = complex_inputs(B, L, E, N, G, B, torch.float32)
-    above = [torch.randn(B, L, E), torch.randn(B, E, N, dtype=torch.complex64)]
+    g = torch.Generator().manual_seed(1)
+    above = [torch.randn(B, L, E, generator=g), torch.randn(B, E, N, dtype=torch.complex64, generator=g)]
     leaves = [tensor.clone().requires_grad_() for tensor in t]
     outputs = cuda.scan(*leaves[:8], True, leaves[8], None)  # type: ignore[call-arg]
     torch.autograd.backward(outputs, above)
