@@ -16,12 +16,14 @@ def write_report(run_dir: Path) -> Path | None:
     Args:
         run_dir: with `metrics.csv` (`CsvLog`) and `samples/` (`SampleLog`), as far as they are there.
     """
-    from seqmodels.reporting import Columns, Curves, Report, Section
+    from seqmodels.reporting import Columns, Curves, Report, Section, Table
 
     sections = []
     measure, curves = _curves(run_dir / "metrics.csv")
     if curves:
-        sections.append(Section("Training", [Curves(curves, measure.replace("_", " "))]))
+        name = measure.replace("_", " ")
+        latest = Table(["", "step", name], [[c.name, int(c.steps[-1]), c.values[-1]] for c in curves], digits=4)
+        sections.append(Section("Training", [Columns([Curves(curves, name), latest])]))
     if blocks := _newest(run_dir / "samples"):
         lead = "The same seed each time: what changes is the model."
         sections.append(Section("Samples while it was trained", [Columns(blocks)], lead=lead))
