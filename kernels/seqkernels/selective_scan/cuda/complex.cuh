@@ -30,7 +30,6 @@ struct Rate { float decay, turn, turn_low; };  // turn_low: what rounding took f
 
 constexpr float PER_HALF_TURN = 0.3183098861837907f;  // 1 / pi, and what is missing in it
 constexpr float PER_HALF_TURN_LOW = 1.2841276633e-8f;
-constexpr float HALF_TURN = 3.141592653589793f;
 
 DEVICE Rate rate_of(Complex a) {
   const float turn = a.im * PER_HALF_TURN;

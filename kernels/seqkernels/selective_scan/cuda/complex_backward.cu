@@ -56,7 +56,7 @@ struct ComplexBackwardArgs {
 
 struct Shared {
   alignas(16) Stage stage[ARRAYS];
-  alignas(16) Complex saved[THREADS][PER_LANE];        // each thread copies its own
+  alignas(16) Complex a[PER_LANE][THREADS];            // A itself: in ddelta, what rounding took from its Rate would add up
   alignas(16) Complex before[SUBS][PER_LANE][THREADS]; // the state before each sub-tile
   alignas(16) States b[2];
   alignas(16) States c[2];
@@ -97,10 +97,6 @@ DEVICE void fetch_tile(Shared& s, const ComplexBackwardArgs& p, const Chunk& chu
   if constexpr (HAS_GATE) fetch_piece(s.stage[ARRAYS - 1], p.z + row * p.z_stride + channel0, p.z_stride, rows);
   fetch_states(s.b[buffer], p.b + bc, p.bc_stride, rows);
   fetch_states(s.c[buffer], p.c + bc, p.bc_stride, rows);
-  constexpr int AT_ONCE = PER_LANE == 1 ? 1 : 2;
-  const Complex* saved = p.states + ((chunk.tile + start / TILE) * p.E + channel0) * N + threadIdx.x * PER_LANE;
-  UNROLL
-  for (int i = 0; i < PER_LANE; i += AT_ONCE) copy_async<8 * AT_ONCE>(&s.saved[threadIdx.x][i], saved + i, true);
   copies_close();
 }
 
@@ -206,10 +202,9 @@ DEVICE void run_state(const Shared& s, const Lane& lane, const Carried& k, int b
   }
 }
 
-DEVICE void states_before_sub_tiles(Shared& s, const Lane& lane, const Carried& k, int buffer) {
-  Complex h[PER_LANE], alpha[PER_LANE];
-  UNROLL
-  for (int i = 0; i < PER_LANE; i++) h[i] = s.saved[threadIdx.x][i ^ lane.mix];
+// h: the state before the tile.
+DEVICE void states_before_sub_tiles(Shared& s, const Lane& lane, const Carried& k, int buffer, Complex* h) {
+  Complex alpha[PER_LANE];
 #pragma unroll 1
   for (int sub = 0; sub < SUBS; sub++) {
     UNROLL
@@ -233,8 +228,7 @@ DEVICE void walk_sub_tile(Shared& s, const Lane& lane, Carried& k, int buffer, i
     const int position = position0 + t;
     const float delta = s.delta[position][lane.channel], w = s.w[position][lane.channel], dy = s.dy[position][lane.channel];
     Complex db[PER_LANE], dc[PER_LANE];
-    float decays = 0.f, turns = 0.f;
-    y[t] = dw[t] = 0.f;
+    y[t] = dw[t] = ta[t] = 0.f;
     UNROLL
     for (int i = 0; i < PER_LANE; i++) {
       const Complex b = s.b[buffer][position][lane.state(i)], c = s.c[buffer][position][lane.state(i)];
@@ -246,10 +240,8 @@ DEVICE void walk_sub_tile(Shared& s, const Lane& lane, Carried& k, int buffer, i
       k.r[i] = conj(kept.alpha[t][i]) * g;
       const Complex turned = k.r[i] * conj(kept.h[t][i]);
       k.da[i] = fma(delta, turned, k.da[i]);
-      decays = fmaf(turned.re, k.a[i].decay, decays);
-      turns = fmaf(turned.im, k.a[i].turn, turns);
+      ta[t] = real_of_product(turned, conj(s.a[i][threadIdx.x]), ta[t]);
     }
-    ta[t] = fmaf(LN2, decays, HALF_TURN * turns);
     sum_over_channels(s.sums[position][threadIdx.x / WARP], lane, db, dc);
   }
   const float dw_sum = sum_over_lanes(dw, lane.quad), ta_sum = sum_over_lanes(ta, lane.quad);
@@ -288,6 +280,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) complex_backwa
   UNROLL
   for (int i = 0; i < PER_LANE; i++) {
     const i64 state = (i64)(channel0 + lane.channel) * N + lane.state(i);
+    s.a[i][threadIdx.x] = p.a[state];
     k.a[i] = rate_of(p.a[state]);
     k.da[i] = {0.f, 0.f};
     k.r[i] = p.r_in && chunk.length ? p.r_in[slot * p.E * N + state] : Complex{0.f, 0.f};
@@ -299,10 +292,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) complex_backwa
     fetch_tile(s, p, chunk, start, channel0, buffer);
     for (; start >= 0; start -= TILE, buffer ^= 1) {
       const int rows = chunk.length - start;
+      Complex h[PER_LANE];
+      UNROLL
+      for (int i = 0; i < PER_LANE; i++)
+        h[i] = p.states[((chunk.tile + start / TILE) * p.E + channel0 + lane.channel) * N + lane.state(i)];
       copies_wait();
       prepare_tile(s, rows);
       __syncthreads();
-      states_before_sub_tiles(s, lane, k, buffer);
+      states_before_sub_tiles(s, lane, k, buffer, h);
       if (start > 0) fetch_tile(s, p, chunk, start - TILE, channel0, buffer ^ 1);
 #pragma unroll 1
       for (int sub = SUBS - 1; sub >= 0; sub--) walk_sub_tile(s, lane, k, buffer, rows, sub);
