@@ -204,20 +204,22 @@ class SampleScores:
         p_NO, f_NF = answers
         how: dict[str, Any] = {"convention": self.convention}
         row: Scores = {"clips": len(p_NO)}
-        beside = FeatureGaussian.of(reference.features_NF)
-        row["fid"] = self._interval(lambda f: FeatureGaussian.of(f).distance(beside), f_NF)
-        row["inception_score"] = self._interval(partial(inception_score, **how), p_NO)
-        row["modified_inception_score"] = self._interval(partial(modified_inception_score, **how), p_NO)
-        row["am"] = self._interval(lambda p: am_score(p, reference.probabilities_NO), p_NO)
+        beside, classes = FeatureGaussian.of(reference.features_NF), float(p_NO.shape[1])
+        most = np.inf if self.convention == "sashimi" else classes  # its inception score has no such end
+        row["fid"] = self._interval((0, np.inf), lambda f: FeatureGaussian.of(f).distance(beside), f_NF)
+        row["inception_score"] = self._interval((1, most), partial(inception_score, **how), p_NO)
+        row["modified_inception_score"] = self._interval((1, np.inf), partial(modified_inception_score, **how), p_NO)
+        row["am"] = self._interval((0, np.inf), lambda p: am_score(p, reference.probabilities_NO), p_NO)
         if labels_N is not None:
-            row["accuracy"] = self._interval(accuracy, p_NO, labels_N)
-        row["class_diversity"] = self._interval(class_diversity, p_NO)
-        row["feature_diversity"] = self._interval(feature_diversity, f_NF)
+            row["accuracy"] = self._interval((0, 1), accuracy, p_NO, labels_N)
+        row["class_diversity"] = self._interval((1, classes), class_diversity, p_NO)
+        row["feature_diversity"] = self._interval((0, np.inf), feature_diversity, f_NF)
         return row
 
-    def _interval(self, score: Callable[..., float], *samples: np.ndarray) -> Interval:
+    def _interval(self, bounds: tuple[float, float], score: Callable[..., float], *samples: np.ndarray) -> Interval:
         if self.resamples:
-            return bootstrap(score, *samples, resamples=self.resamples, confidence=self.confidence)
+            how: dict[str, Any] = dict(resamples=self.resamples, confidence=self.confidence, bounds=bounds)
+            return bootstrap(score, *samples, **how)
         value = score(*samples)
         return Interval(value, float("nan"), float("nan"))
 

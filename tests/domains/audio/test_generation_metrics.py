@@ -159,6 +159,30 @@ def test_bootstrap_draws_the_same_rows_of_all_and_the_same_for_a_seed():
     assert low < inception_score(p) < high
 
 
+def test_the_interval_of_a_score_that_repeated_clips_make_worse_lies_around_the_score():
+    """Percentiles as they are would lie to one side of all of these."""
+    dice = np.random.default_rng(3)
+    features, reference = dice.normal(size=(60, 20)), dice.normal(size=(60, 20))
+    classes = np.eye(4)[np.arange(24) % 4]  # 4 classes in equal shares: any draw has less of one
+    for score, rows in (
+        (lambda f: frechet_distance(f, reference), features),
+        (inception_score, classes),
+        (class_diversity, classes),
+        (lambda p: am_score(p, classes), classes * 0.9 + 0.025),
+    ):
+        value, low, high = bootstrap(score, rows, resamples=100)
+        draws = [score(rows[dice.integers(0, len(rows), len(rows))]) for _ in range(100)]
+        assert abs(np.median(draws) - value) > 0.2 * (high - low), "a score that resampling moves"
+        assert low < value < high
+        assert high - low == pytest.approx(np.diff(np.quantile(draws, [0.025, 0.975]))[0], rel=0.5)
+
+
+def test_an_interval_ends_where_scores_end():
+    value, low, high = bootstrap(inception_score, np.eye(4)[np.arange(24) % 4], resamples=100, bounds=(1.0, 4.0))
+    assert (value, high) == (pytest.approx(4), pytest.approx(4))
+    assert low < 4
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
