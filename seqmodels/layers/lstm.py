@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from seqmodels.layers.base import SequenceLayer, require_positive
+from seqmodels.layers.state import concat_states, select_state
+
+
+MOST_POSITIONS = 32_768  # of one call: cuDNN refuses sequences of 65,536
 
 
 class LSTMState(NamedTuple):
@@ -82,13 +86,33 @@ class LSTM(SequenceLayer):
         self, x_BLD: Float[Tensor, "B L D"], state: LSTMState | None, cu_seqlens: Tensor | None
     ) -> tuple[Float[Tensor, "B L E"], LSTMState]:
         """The cell over all positions, packed sequences side by side."""
-        # cuDNN refuses strided states, which taking every second row of one would be
-        initial = None if state is None else (state.h.unsqueeze(0).contiguous(), state.c.unsqueeze(0).contiguous())
         if cu_seqlens is None:
-            h_BLE, (h, c) = self.lstm(x_BLD, initial)
-        else:
-            check_cu_seqlens("LSTM", cu_seqlens, x_BLD.shape[0], x_BLD.shape[1])
-            rows = [x_BLD[0, first:last] for first, last in pairwise(cu_seqlens.tolist())]
-            packed, (h, c) = self.lstm(pack_sequence(rows, enforce_sorted=False), initial)
-            h_BLE = torch.cat(unpack_sequence(packed)).unsqueeze(0)
-        return h_BLE, LSTMState(h.squeeze(0), c.squeeze(0))
+            return self._run(x_BLD, state)
+        check_cu_seqlens("LSTM", cu_seqlens, x_BLD.shape[0], x_BLD.shape[1])
+        spans = list(pairwise(cu_seqlens.tolist()))
+        if max(last - first for first, last in spans) > MOST_POSITIONS:
+            alone = [
+                self._run(x_BLD[:, first:last], None if state is None else select_state(state, [row]))
+                for row, (first, last) in enumerate(spans)
+            ]
+            return torch.cat([h for h, _ in alone], dim=1), concat_states([end for _, end in alone])
+        rows = [x_BLD[0, first:last] for first, last in spans]
+        packed, end = self.lstm(pack_sequence(rows, enforce_sorted=False), _as_torch_has_it(state))
+        return torch.cat(unpack_sequence(packed)).unsqueeze(0), LSTMState(*(part.squeeze(0) for part in end))
+
+    def _run(
+        self, x_BLD: Float[Tensor, "B L D"], state: LSTMState | None
+    ) -> tuple[Float[Tensor, "B L E"], LSTMState]:
+        """The cell over whole rows, piece by piece."""
+        outputs, carried = [], _as_torch_has_it(state)
+        for piece_BLD in x_BLD.split(MOST_POSITIONS, dim=1):
+            h_BLE, carried = self.lstm(piece_BLD, carried)
+            outputs.append(h_BLE)
+        assert carried is not None
+        h_BLE = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return h_BLE, LSTMState(*(part.squeeze(0) for part in carried))
+
+
+def _as_torch_has_it(state: LSTMState | None) -> tuple[Tensor, Tensor] | None:
+    """cuDNN refuses strided states, which taking every second row of one would be."""
+    return None if state is None else (state.h.unsqueeze(0).contiguous(), state.c.unsqueeze(0).contiguous())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seqmodels import testing
+from seqmodels.layers import lstm
 from seqmodels.layers.lstm import LSTM, LSTMState
 
 
@@ -68,6 +69,15 @@ def test_state_is_fp32_and_unrounded_under_autocast():
             y_BLD, state = layer(x_BLD)
     assert y_BLD.dtype == torch.bfloat16
     testing.assert_same_state(state, expected, "state under autocast")
+
+
+def test_laws_hold_for_sequences_longer_than_a_call(monkeypatch):
+    torch.manual_seed(0)
+    layer, x_BLD = LSTM(8), torch.randn(3, 20, 8)
+    whole, _ = layer(x_BLD)
+    monkeypatch.setattr(lstm, "MOST_POSITIONS", 6)
+    testing.assert_same(layer(x_BLD)[0], whole, "output in pieces")
+    testing.check_laws(layer, x_BLD)
 
 
 def test_refusals():
