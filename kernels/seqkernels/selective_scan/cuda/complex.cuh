@@ -30,6 +30,7 @@ struct Rate { float decay, turn, turn_low; };  // turn_low: what rounding took f
 
 constexpr float PER_HALF_TURN = 0.3183098861837907f;  // 1 / pi, and what is missing in it
 constexpr float PER_HALF_TURN_LOW = 1.2841276633e-8f;
+constexpr float HALF_TURN = 3.141592653589793f;
 
 DEVICE Rate rate_of(Complex a) {
   const float turn = a.im * PER_HALF_TURN;
@@ -79,7 +80,7 @@ constexpr int VEC = max_int(TILE / LANES, PER_WORD);
 constexpr int PIECE = VEC * (int)sizeof(element);  // bytes
 constexpr int RUN = CHANNELS / VEC;                // pieces in one position
 static_assert(LANES >= 4 && LANES <= WARP && TILE * RUN <= THREADS, "a piece per thread");
-typedef float Plane[TILE][CHANNELS];
+typedef float Plane[TILE][CHANNELS + 8];           // the 8: four positions of a warp's channels lie in different banks
 typedef Complex States[TILE][N];                   // B or C of a tile
 typedef char Stage[THREADS][PIECE];
 

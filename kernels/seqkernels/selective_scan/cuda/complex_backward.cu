@@ -56,7 +56,6 @@ struct ComplexBackwardArgs {
 
 struct Shared {
   alignas(16) Stage stage[ARRAYS];
-  alignas(16) Complex a[PER_LANE][THREADS];            // A itself: in ddelta, what rounding took from its Rate would add up
   alignas(16) Complex before[SUBS][PER_LANE][THREADS]; // the state before each sub-tile
   alignas(16) States b[2];
   alignas(16) States c[2];
@@ -228,7 +227,8 @@ DEVICE void walk_sub_tile(Shared& s, const Lane& lane, Carried& k, int buffer, i
     const int position = position0 + t;
     const float delta = s.delta[position][lane.channel], w = s.w[position][lane.channel], dy = s.dy[position][lane.channel];
     Complex db[PER_LANE], dc[PER_LANE];
-    y[t] = dw[t] = ta[t] = 0.f;
+    float decays = 0.f, turns = 0.f;
+    y[t] = dw[t] = 0.f;
     UNROLL
     for (int i = 0; i < PER_LANE; i++) {
       const Complex b = s.b[buffer][position][lane.state(i)], c = s.c[buffer][position][lane.state(i)];
@@ -240,8 +240,10 @@ DEVICE void walk_sub_tile(Shared& s, const Lane& lane, Carried& k, int buffer, i
       k.r[i] = conj(kept.alpha[t][i]) * g;
       const Complex turned = k.r[i] * conj(kept.h[t][i]);
       k.da[i] = fma(delta, turned, k.da[i]);
-      ta[t] = real_of_product(turned, conj(s.a[i][threadIdx.x]), ta[t]);
+      decays = fmaf(turned.re, k.a[i].decay, decays);
+      turns = fmaf(turned.im, k.a[i].turn, turns);
     }
+    ta[t] = fmaf(LN2, decays, HALF_TURN * turns);
     sum_over_channels(s.sums[position][threadIdx.x / WARP], lane, db, dc);
   }
   const float dw_sum = sum_over_lanes(dw, lane.quad), ta_sum = sum_over_lanes(ta, lane.quad);
@@ -280,7 +282,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) complex_backwa
   UNROLL
   for (int i = 0; i < PER_LANE; i++) {
     const i64 state = (i64)(channel0 + lane.channel) * N + lane.state(i);
-    s.a[i][threadIdx.x] = p.a[state];
     k.a[i] = rate_of(p.a[state]);
     k.da[i] = {0.f, 0.f};
     k.r[i] = p.r_in && chunk.length ? p.r_in[slot * p.E * N + state] : Complex{0.f, 0.f};
