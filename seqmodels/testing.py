@@ -29,6 +29,7 @@ def assert_same(actual: Tensor, expected: Tensor, what: str, tolerance: float = 
     """Equal up to `tolerance` times the largest expected magnitude (at least 1e-3, so that zeros compare)."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     assert torch.isfinite(actual).all(), f"{what}: not finite"
+    actual, expected = actual.detach(), expected.detach()
     scale = max(float(expected.abs().max()) if expected.numel() else 0.0, 1e-3)
     error = float((actual - expected).abs().max()) if expected.numel() else 0.0
     assert error <= tolerance * scale, f"{what}: off by {error:.3g} where values reach {scale:.3g}"

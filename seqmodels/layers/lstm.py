@@ -20,7 +20,6 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from seqmodels.layers.base import SequenceLayer, require_positive
 from seqmodels.layers.state import concat_states, select_state
 
-
 MOST_POSITIONS = 32_768  # of one call: cuDNN refuses sequences of 65,536
 
 
