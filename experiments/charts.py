@@ -62,5 +62,5 @@ def save(figure: Any, path: Path) -> None:
 
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")  # with legends below the axes
     plt.close(figure)

@@ -100,7 +100,10 @@ def draw(rows: Sequence[Row], png_path: Path) -> None:
     ):  # fmt: skip
         axis.set(title=title, xlabel="sequence length", ylabel=label, yscale="log")
         axis.set_xscale("log", base=2)
-    speed.legend(fontsize=7, ncols=2)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="both", labelsize=7)
+    figure.legend(*speed.get_legend_handles_labels(), fontsize=8, ncols=7, loc="upper center", bbox_to_anchor=(0.5, 0))
     learned = [row for row in ok if row["what"] == "quality" and row["objective"] == "next"]
     learned.sort(key=lambda row: float(row["bits_per_base"]), reverse=True)
     names, bits = [row["backbone"] for row in learned], [float(row["bits_per_base"]) for row in learned]
