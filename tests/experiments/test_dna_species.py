@@ -112,6 +112,26 @@ def test_smoke_run_leaves_rows(name, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with open(tmp_path / "out" / f"{name}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == {"species": 6, "benchmarks": 3}[name]
+    assert len(rows) == {"species": 6, "benchmarks": 4}[name]
     assert all(0 <= float(row["test_accuracy"]) <= 1 and row["commit"] == "x" for row in rows)
     assert not any(str(tmp_path) in row["words"] for row in rows)  # no machine's paths
+
+
+def test_letters_by_position_find_what_stands_in_one_place(experiment):
+    """A letter in the middle tells the class; everything else is random, N included."""
+    from types import SimpleNamespace
+
+    rng = np.random.default_rng(0)
+
+    def records(count: int) -> list[SimpleNamespace]:
+        made = []
+        for number in range(count):
+            ids = rng.integers(7, 12, size=9)
+            ids[4] = (9, 10)[number % 2]
+            made.append(SimpleNamespace(ids=ids.astype(np.uint8), label=number % 2))
+        return made
+
+    splits = {"train": records(80), "valid": records(20), "test": records(30)}
+    corpus = SimpleNamespace(class_names=("g", "t"), split=splits.__getitem__)
+    result = experiment("dna.benchmarks.run").position_baseline(corpus, "test")
+    np.testing.assert_array_equal(result.confusion, [[15, 0], [0, 15]])

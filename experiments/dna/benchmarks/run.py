@@ -5,7 +5,7 @@
 
 Each setting is one `seqmodels train --multirun experiment=fine_tune_dna … seed=1,2,3` (the published protocol: a tenth
 of the training sequences for validation, drawn anew by each seed; early stop) and one `seqmodels evaluate runs=…`. A
-CSV row holds mean and standard deviation over the seeds. The baseline has the same splits of each seed.
+CSV row holds mean and standard deviation over the seeds. The baselines have the same splits of each seed.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 KMERS = (3, 5, 6)
+POSITIONS = "positions"  # a simple model that knows where a letter stands: what k-mers cannot know
 STEPS, BATCH = 800, 64
 
 
@@ -71,7 +72,7 @@ def run_job(job: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         raise TimeoutError("not begun: --seconds are over")
     name, setting = job.split(":")
     begin = time.monotonic()
-    run = run_kmers if setting.endswith("mers") else run_models
+    run = run_models if setting in SETTINGS else run_simple
     row = run(name, setting, options)
     yield dict(set=name, layout=SETS[name], setting=setting, seeds=len(options.seeds)) | row | dict(
         seconds=round(time.monotonic() - begin, 1)
@@ -94,7 +95,8 @@ def run_models(name: str, setting: str, options: argparse.Namespace) -> dict[str
     words += [f"trainer.val_every_steps={max(steps // 16, 1)}"]
     if torch.cuda.is_available() and setting != "both_ways":  # which looks for padding, and no graph can hold that
         words.append("trainer.cuda_graph=true")
-    shown = plain_paths(" ".join(words), options)
+    shown = " ".join(words).replace(str(options.start), "runs/pretrained")
+    shown = plain_paths(shown, options)
     words += ["callbacks=none", "logger=csv", "data.num_workers=0", f"paths.runs={options.work}"]
     run(main, ["train", "--multirun", *words, f"name={name}-{setting}", f"seed={','.join(map(str, options.seeds))}"])
     runs = [options.work / f"{name}-{setting}-{number}" for number in range(len(options.seeds))]
@@ -127,8 +129,8 @@ def run(main: Any, words: Sequence[str]) -> None:
         raise RuntimeError(f"seqmodels {words[0]} ended with {code}")
 
 
-def run_kmers(name: str, setting: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Logistic regression on k-mer counts, the same splits of every seed."""
+def run_simple(name: str, setting: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Logistic regression on k-mer counts or on letters by position, the same splits of every seed."""
     from domains.dna.baselines import kmer_baseline
     from seqmodels.cli.compose import compose
     from seqmodels.instantiate import build
@@ -140,7 +142,10 @@ def run_kmers(name: str, setting: str, options: argparse.Namespace) -> dict[str,
         words = ["experiment=fine_tune_dna", *data_words(name, options), f"seed={seed}"]
         corpus = build(compose("train", words)["domain"]["dataset"])
         for part in ("valid", "test"):
-            result = kmer_baseline(corpus, k=int(setting[0]), split=part)
+            if setting == POSITIONS:
+                result = position_baseline(corpus, part)
+            else:
+                result = kmer_baseline(corpus, k=int(setting[0]), split=part)
             count, classes = int(result.confusion.sum()), len(result.class_names)
             named = {"accuracy": result.accuracy, "macro_recall": result.macro_recall}
             for score, value in (named | class_scores(result.confusion)).items():
@@ -151,15 +156,40 @@ def run_kmers(name: str, setting: str, options: argparse.Namespace) -> dict[str,
     return row
 
 
+def position_baseline(corpus: Any, split: str) -> Any:
+    """Logistic regression on the letter at every position of sequences of one length; N is no letter."""
+    import torch
+
+    from domains.dna.baselines import L2_STRENGTHS, ClassificationResult, LogisticRegression
+    from domains.dna.tokenizer import BASE_IDS
+
+    def features(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+        records = corpus.split(part)
+        of = [records[index] for index in range(len(records))]
+        ids_NL = np.stack([record.ids for record in of])
+        letters = (ids_NL[:, :, None] == np.array(BASE_IDS)).reshape(len(of), -1).astype(np.float32)
+        return torch.from_numpy(letters), torch.tensor([record.label for record in of])
+
+    (x, labels), (x_valid, labels_valid), (x_test, labels_test) = map(features, ("train", "valid", split))
+    classes = len(corpus.class_names)
+    fitted = {l2: LogisticRegression(x, labels, classes=classes, l2=l2) for l2 in L2_STRENGTHS}
+    best = max(fitted, key=lambda l2: float((fitted[l2].predict(x_valid) == labels_valid).float().mean()))
+    pairs = labels_test * classes + fitted[best].predict(x_test)
+    confusion = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return ClassificationResult(tuple(corpus.class_names), confusion.numpy(), best)
+
+
 # ---------------------------------------------------------------------------------------------------------- all jobs
 
 
 def jobs_of(options: argparse.Namespace) -> list[str]:
     settings = [name for name in SETTINGS if name != "pretrained" or options.start]
     if options.smoke:
-        return ["splice_sites_all:mamba", "coding_vs_intergenic:told_classes", "splice_sites_all:3mers"]
-    kmers = [f"{name}:{k}mers" for name in SETS for k in KMERS]
-    return [f"{name}:{setting}" for setting in settings for name in SETS] + kmers
+        made = ("splice_sites_all:mamba", "coding_vs_intergenic:told_classes")
+        return [*made, "splice_sites_all:3mers", f"splice_sites_all:{POSITIONS}"]
+    simple = [f"{name}:{setting}" for name in SETS for setting in (POSITIONS, *(f"{k}mers" for k in KMERS))]
+    jobs = [f"{name}:{setting}" for setting in settings for name in SETS] + simple
+    return [job for job in jobs if not options.only or job.partition(":")[2] in options.only]
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -200,6 +230,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="a pretrained run, for the setting that begins with one")
     parser.add_argument("--seconds", type=float, default=150, help="no run begins after so many")
     parser.add_argument("--seeds", default="1,2,3", help="of initialisation, batches and the draw of validation")
+    parser.add_argument("--only", default="", help="some settings, separated by commas: mamba,5mers,positions …")
     parser.add_argument("--workers", type=int, default=8, help="processes that share the GPU")
     parser.add_argument("--commit", help="the commit measured; default asks git")
     parser.add_argument("--smoke", action="store_true", help="tiny sets, a few steps")
@@ -208,6 +239,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     options.out, options.data = options.out.resolve(), options.data.resolve()
     options.work = (options.work or options.out / "benchmark_runs").resolve()
     options.start = options.start.resolve() if options.start and options.start.is_dir() else None
+    options.only = [setting for setting in options.only.split(",") if setting]
+    if unknown := set(options.only) - {*SETTINGS, POSITIONS, *(f"{k}mers" for k in KMERS)}:
+        parser.error(f"--only {','.join(sorted(unknown))}: there is no such setting")
     options.seeds = [int(seed) for seed in options.seeds.split(",")][: 2 if options.smoke else None]
     options.until = options.until or time.time() + options.seconds
     options.workers = 1 if options.smoke else options.workers

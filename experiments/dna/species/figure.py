@@ -1,7 +1,8 @@
 """Figure and tables of the species study, from the CSV that run.py left.
 
-    python experiments/dna/species/figure.py experiments/results/dna_species.csv --confusion results/species/confusion \
-        --to experiments/dna/species/species.png
+    python experiments/dna/species/figure.py experiments/results/dna_species.csv
+
+Confusion matrices are read from the folder of the same name beside the CSV (of a new run: --confusion).
 
 Of every task the model with the best mean validation accuracy over the splits it was run on is chosen (all of them, if
 it was run on all), and so is k; their test accuracies are shown. Nothing is chosen by test.
@@ -22,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 Row = dict[str, str]
 MODEL, KMERS, CHANCE = "#1458c0", "#b07800", "#5d6b78"
+WAYS = {"lm": "language model told the species", "labels": "classifier", "kmers": "k-mer logistic regression"}
 SHORT = {
     "bosTau8": "cow", "canFam3": "dog", "galGal4": "chicken", "hg38": "human", "mm10": "mouse", "monDom5": "opossum",
     "rheMac3": "rhesus", "rn6": "rat",
@@ -62,78 +64,91 @@ def of_task(rows: Sequence[Row], task: str, window: int | None = None) -> list[R
 
 
 def draw_splits(axis: Any, rows: Sequence[Row]) -> None:
-    """Vertebrates: model and k-mers on every split, and the mean."""
-    names = [chosen(rows, kmers=kmers) for kmers in (False, True)]
+    """Vertebrates: model and k-mers on every split; mean and sd over splits."""
+    names = [str(chosen(rows, kmers=kmers)) for kmers in (False, True)]
     pairs = [by_split(rows, name) for name in names]
-    splits = [split for split in pairs[1] if split in pairs[0]]
-    columns = [[pair[split] for split in splits] for pair in pairs]
-    labels = [split.replace("tail", "tenth10").replace("tenth", "") for split in splits]
-    if len(splits) > 1:
+    tenths = {tenth(split): split for split in pairs[1] if split in pairs[0]}
+    columns = [[pair[tenths[number]] for number in sorted(tenths)] for pair in pairs]
+    labels = [str(number) for number in sorted(tenths)]
+    spreads = [[0.0] * len(labels) for _ in columns]
+    if len(labels) > 1:
+        spreads = [[*zeros, statistics.stdev(column)] for zeros, column in zip(spreads, columns, strict=True)]
         columns = [[*column, statistics.fmean(column)] for column in columns]
-        labels.append("mean")
-    bars(axis, labels, dict(zip(map(str, names), columns, strict=True)))
-    axis.axhline(1 / 8, color=CHANCE, linewidth=1, linestyle=":")
+        labels.append("mean ± sd")
+    bars(axis, labels, dict(zip(names, zip(columns, spreads, strict=True), strict=True)))
+    axis.axhline(1 / 8, color=CHANCE, linewidth=1, linestyle=":", label="chance")
+    axis.legend(loc="upper left", fontsize=7, ncols=3)
     axis.set_title("Eight vertebrates, 1 kb windows")
-    axis.set_xlabel("tenth of the contigs that was held out for test")
+    axis.set_xlabel("tenth of every contig that was held out for test")
 
 
-def bars(axis: Any, labels: Sequence[str], columns: dict[str, Sequence[float]]) -> None:
-    width = 0.8 / len(columns)
-    for number, (name, values) in enumerate(columns.items()):
+def tenth(split: str) -> int:
+    return 10 if split == "tail" else int(split.removeprefix("tenth"))
+
+
+def bars(axis: Any, labels: Sequence[str], columns: dict[str, tuple[Sequence[float], Sequence[float]]]) -> None:
+    """Side by side, from (values, spreads) by name; only the spread of a mean is more than zero."""
+    width = 0.84 / len(columns)
+    for number, (name, (values, spreads)) in enumerate(columns.items()):
         places = [place + (number - (len(columns) - 1) / 2) * width for place in range(len(values))]
-        drawn = axis.bar(places, values, width * 0.94, label=name, color=KMERS if name.endswith("mers") else MODEL)
-        axis.bar_label(drawn, [f"{value:.2f}" for value in values], fontsize=7, padding=1)
+        colour = KMERS if name.endswith("mers") else MODEL
+        axis.bar(places, values, width * 0.92, label=said(name), color=colour, zorder=2)
+        for place, value, spread in zip(places, values, spreads, strict=True):
+            if spread:
+                axis.errorbar(place, value, yerr=spread, color="#15202b", capsize=3, linewidth=1, zorder=3)
+            axis.text(place, value + spread + 0.012, f"{value:.2f}"[1:], fontsize=7, ha="center")
     axis.set_xticks(range(len(labels)), labels)
     axis.set_ylabel("test accuracy")
-    axis.set_ylim(0, 1)
-    axis.legend(loc="upper left", fontsize=7, ncols=2)
+    axis.set_ylim(0, 0.9)
     axis.grid(axis="x", visible=False)
 
 
+def said(setting: str) -> str:
+    return f"{setting[0]}-mers" if setting.endswith("mers") else setting
+
+
 def draw_settings(axis: Any, rows: Sequence[Row], title: str) -> None:
-    """Every setting of one split: validation beside test."""
+    """Every setting of one split: validation beside test, in the order of validation."""
     shown = sorted(rows, key=lambda row: float(row["valid_accuracy"]))
-    for place, row in enumerate(shown):
+    scores = [(float(row["valid_accuracy"]), float(row["test_accuracy"])) for row in shown]
+    low, high = min(map(min, scores)), max(map(max, scores))
+    for place, (row, (valid, test)) in enumerate(zip(shown, scores, strict=True)):
         colour = KMERS if is_kmers(row) else MODEL
-        valid, test = float(row["valid_accuracy"]), float(row["test_accuracy"])
+        axis.plot([valid, test], [place, place], color=colour, linewidth=1, alpha=0.4)
         axis.plot(valid, place, marker="o", markerfacecolor="white", color=colour, linestyle="")
         axis.plot(test, place, marker="o", color=colour, linestyle="")
-        axis.text(max(valid, test) + 0.012, place, f"{test:.2f}", fontsize=7, va="center")
-    axis.set_yticks(range(len(shown)), [row["setting"] for row in shown], fontsize=7)
-    axis.set_xlabel("accuracy: validation ○  test ●")
+        at = (max(valid, test), place)
+        axis.annotate(f"{test:.3f}"[1:], at, (6, 0), textcoords="offset points", fontsize=7, va="center")
+    axis.set_xlim(low - 0.06 * (high - low), high + 0.2 * (high - low))
+    axis.set_yticks(range(len(shown)), [said(row["setting"]) for row in shown], fontsize=7)
+    axis.set_xlabel("accuracy: ○ validation, ● test (the number)")
     axis.set_title(title)
 
 
 def draw_apes(axis: Any, rows: Sequence[Row]) -> None:
-    """Accuracy by length: every model, the best k by validation at each length, chance."""
+    """Accuracy by length, all settings side by side; chance and what it makes by luck."""
     windows = sorted({int(row["window_bases"]) for row in rows})
-    for way, marker in (("lm", "o"), ("labels", "s")):
-        points = []
-        for window in windows:
-            at = [row for row in of_task(rows, "apes", window) if row["setting"].startswith(way)]
-            if at:
-                best = max(at, key=lambda row: float(row["valid_accuracy"]))
-                points.append((window, float(best["test_accuracy"])))
-        label = {"lm": "language model told the species", "labels": "classifier"}[way]
-        if points:
-            line = "-" if way == "lm" else "--"
-            axis.plot(*zip(*points, strict=True), marker=marker, color=MODEL, label=label, linestyle=line)
-    at_window = {window: of_task(rows, "apes", window) for window in windows}
-    found = {window: by_split(at, chosen(at, kmers=True)) for window, at in at_window.items()}
-    kmers = [(window, next(iter(of.values()))) for window, of in found.items() if of]
-    if kmers:
-        axis.plot(*zip(*kmers, strict=True), marker="^", color=KMERS, label="k-mers")
-    for window, at in at_window.items():
-        spread = (0.25 * 0.75 / int(at[0]["test_windows"])) ** 0.5
-        axis.fill_between([window / 1.5, window * 1.5], 0.25 - 2 * spread, 0.25 + 2 * spread, color=CHANCE, alpha=0.15)
+    for way, marker in (("lm", "o"), ("labels", "s"), ("kmers", "^")):
+        of = [row for row in rows if (is_kmers(row) if way == "kmers" else row["setting"].startswith(way))]
+        shift = {"lm": -0.2, "labels": 0.0, "kmers": 0.2}[way]
+        places = [windows.index(int(row["window_bases"])) + shift for row in of]
+        values = [float(row["test_accuracy"]) for row in of]
+        colour = KMERS if way == "kmers" else MODEL
+        filled = "white" if way == "labels" else colour
+        axis.plot(places, values, marker, color=colour, markerfacecolor=filled, label=WAYS[way], zorder=3)
+    for place, window in enumerate(windows):
+        count = int(of_task(rows, "apes", window)[0]["test_windows"])
+        luck = 2 * (0.25 * 0.75 / count) ** 0.5
+        axis.fill_between([place - 0.35, place + 0.35], 0.25 - luck, 0.25 + luck, color=CHANCE, alpha=0.15, linewidth=0)
+        axis.text(place, 0.005, f"{count:,} windows", fontsize=7, ha="center", color=CHANCE)
     axis.axhline(0.25, color=CHANCE, linewidth=1, linestyle=":")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(windows, [LETTERS.get(window.bit_length() - 1, str(window)) for window in windows])
-    axis.set_ylim(0, 0.8)
+    axis.set_xticks(range(len(windows)), [LETTERS.get(window.bit_length() - 1, str(window)) for window in windows])
+    axis.set_ylim(0, 0.7)
+    axis.grid(axis="x", visible=False)
     axis.set_title("Great apes, a held-out homologous piece")
-    axis.set_xlabel("window (grey: chance ± 2 sd)")
+    axis.set_xlabel("window (grey: chance ± 2 sd of as many guesses)")
     axis.set_ylabel("test accuracy")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left")
 
 
 def draw_confusion(axis: Any, path: Path, title: str) -> None:
@@ -150,23 +165,24 @@ def draw_confusion(axis: Any, path: Path, title: str) -> None:
     axis.set_yticks(range(len(names)), names, fontsize=7)
     axis.grid(visible=False)
     axis.set_title(title)
-    axis.set_xlabel("predicted")
+    axis.set_xlabel("named by the model")
+    axis.set_ylabel("true")
 
 
-def draw(rows: Sequence[Row], confusion: Path | None, target: Path) -> None:
+def draw(rows: Sequence[Row], confusion: Path, target: Path) -> None:
     from experiments import charts
 
-    figure, axes = charts.panels(6, columns=3, width=4.6, height=3.5)
+    figure, axes = charts.panels(6, columns=3, width=4.8, height=3.7)
     draw_splits(axes[0], of_task(rows, "vertebrates"))
     tail = [row for row in of_task(rows, "vertebrates") if row["split"] == "tail"]
-    draw_settings(axes[1], tail, "Vertebrates: all settings, last tenth")
+    draw_settings(axes[1], tail, "Vertebrates, last tenth: all settings")
     draw_settings(axes[2], of_task(rows, "bacteria"), "Eight bacteria, 512-base windows")
     draw_apes(axes[3], of_task(rows, "apes"))
     for axis, task, split, window in ((axes[4], "vertebrates", "tail", 1024), (axes[5], "bacteria", "tail", 512)):
         name = chosen(of_task(rows, task), kmers=False)
-        path = confusion / f"{task}-{split}-{name}-{window}.json" if confusion else None
-        if path is not None and path.is_file():
-            draw_confusion(axis, path, f"{task}: {name}")
+        path = confusion / f"{task}-{split}-{name}-{window}.json"
+        if path.is_file():
+            draw_confusion(axis, path, f"{task.capitalize()}, last tenth: {name}")
         else:
             axis.set_visible(False)
     charts.save(figure, target)
@@ -192,14 +208,14 @@ def table(rows: Sequence[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("csv", type=Path)
-    parser.add_argument("--confusion", type=Path, help="folder of confusion matrices that run.py left")
+    parser.add_argument("--confusion", type=Path, help="folder of confusion matrices; default <csv without .csv>")
     parser.add_argument("--to", type=Path, default=Path(__file__).with_name("species.png"))
     options = parser.parse_args()
     from experiments import charts
 
     rows = charts.newest(charts.read_rows(options.csv), "task", "setting", "split", "window_bases", "seed")
     print(table(rows))
-    draw(rows, options.confusion, options.to)
+    draw(rows, options.confusion or options.csv.with_suffix(""), options.to)
     print(f"\n{options.to}")
 
 
