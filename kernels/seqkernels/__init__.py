@@ -17,5 +17,6 @@ from seqkernels.selective_scan.op import selective_scan
 from seqkernels.ssd.op import ssd
 
 __all__ = [
-    "causal_conv1d", "gated_rms_norm", "long_conv", "mamba_block_step", "mamba_step", "rms_norm", "selective_scan", "ssd",
+    "causal_conv1d", "gated_rms_norm", "long_conv", "mamba_block_step", "mamba_step", "rms_norm", "selective_scan",
+    "ssd",
 ]  # fmt: skip

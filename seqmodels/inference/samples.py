@@ -64,7 +64,8 @@ class SamplesJob:
             first, when all are done.
         rows_at_a_time: rows of a group; None takes as many as fit into memory.
         facts: what is known of all of them, for the files' own metadata and the table: prompt, model, step.
-        class_names: what the rows of the prefix are, where they are classes: sample n is of class n modulo their number.
+        class_names: what the rows of the prefix are, where they are classes: sample n is of class n modulo their
+            number.
 
     Raises:
         ValueError: a number below 1 (first_sample: below 0), or an order that is not known.
