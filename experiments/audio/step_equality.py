@@ -3,9 +3,10 @@
     python experiments/audio/step_equality.py [--csv FILE] [--seconds 40] [--smoke] [--run RUN]
 
 `generate` draws samples one by one (on a GPU each step is a CUDA graph) and notes log p of each. The same ids then go
-through the model at once, and in pieces of 1,000; the differences are rounding. Weights are fresh, the logits scaled to
-a standard deviation of 3, so that the distributions are as sharp as a trained model's; `--run` adds a trained model as
-it is. Beside them, what bf16 itself changes: the same ids under fp32 weights.
+through the model at once, and in pieces of 1,000; the differences are rounding. Weights are fresh, under a head of its
+own table (with the embedding's table, a fresh stack is certain of the symbol it has just read), the logits scaled to a
+standard deviation of 3, so that the distributions are as sharp as a trained model's; `--run` adds a trained model as it
+is. Beside them, what bf16 itself changes: the same ids under fp32 weights.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository: `python experiments/...` puts only this folder on the path
 
 from experiments.audio.generation_speed import MODELS, START_ID, model_of  # noqa: E402
+from seqmodels.heads.next_token import NextTokenHead  # noqa: E402
 from seqmodels.inference.generate import generate  # noqa: E402
 from seqmodels.inference.graph import decoding_copy  # noqa: E402
 from seqmodels.inference.likelihood import token_log_likelihood  # noqa: E402
@@ -35,8 +37,10 @@ STEPS, PIECE, LOGIT_STD = 16_000, 1000, 3.0
 
 
 @torch.no_grad()
-def sharpened(model: SequenceModel) -> SequenceModel:
-    """The model with a last norm so large that its logits have a standard deviation of `LOGIT_STD`."""
+def sharpened(fresh: SequenceModel) -> SequenceModel:
+    """Its backbone under a head of its own, and a last norm that gives the logits a deviation of `LOGIT_STD`."""
+    head = NextTokenHead(d_model=fresh.backbone.d_model, vocab_size=fresh.backbone.vocab_size, tied=False)
+    model = SequenceModel(fresh.backbone, head.to(fresh.backbone.embedding.weight.device)).eval()
     device = model.backbone.embedding.weight.device
     ids_1L = torch.randint(0, model.backbone.vocab_size, (1, 512), generator=torch.Generator().manual_seed(0))
     logits_1LV, _ = model(ids_1L.to(device))

@@ -122,12 +122,12 @@ audio_digits() {
 }
 
 # speech and music: SPEECH and MUSIC are folders that experiments/audio/{speech,music}/data.py filled. MUSIC holds MIDI files:
-# they are rendered into PIANO first. Leaves tables and sounds in $out/speech and $out/music
+# they are rendered into PIANO first. {SPEECH,MUSIC}_OPTIONS: further options. Leaves tables and sounds in $out/speech, $out/music
 piano=${PIANO:-/tmp/seqmodels-piano}
 audio_speech() {
   [ -e seqmodels/conf ] || ln -s ../conf seqmodels/conf  # not installed: its configuration lies beside the packages
   OMP_NUM_THREADS=8 logged audio_speech 170 python3 experiments/audio/speech/run.py "${SPEECH:-build/speech}" \
-    --out "$out/speech" --seconds "${SPEECH_SECONDS:-120}" --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke}
+    --out "$out/speech" --seconds "${SPEECH_SECONDS:-120}" --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke} ${SPEECH_OPTIONS:-}
 }
 audio_render() {
   [ -e "$piano/manifest.csv" ] && return
@@ -141,7 +141,7 @@ audio_music() {
   local seconds=${MUSIC_SECONDS:-300}
   audio_render
   OMP_NUM_THREADS=8 logged audio_music $((seconds + 40)) python3 experiments/audio/music/run.py "$piano" --out "$out/music" \
-    --seconds "$seconds" --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke}
+    --seconds "$seconds" --commit "${COMMIT:-unknown}" ${AUDIO_SMOKE:+--smoke} ${MUSIC_OPTIONS:-}
 }
 audio() {  # all four, 570 s; the piano is rendered while the GPU does the first two
   local begin=$SECONDS

@@ -45,9 +45,11 @@ def test_a_context_is_trained_and_judged_in_three_ways(experiment, piano, tmp_pa
     }
     music = script.Music(*tables.values(), piano, smoke=True)
     base = music.base("flat")
-    run = music.context("flat", 8, steps=2, base=base)
+    run = music.context("flat", 8, steps=2, lr=0.002, base=base)
     of_base, row = read(tmp_path / "out" / "music.csv")
     assert (of_base["what"], of_base["tokens"], of_base["batch"]) == ("base", "1024", "2")
+    other = script.Music(*tables.values(), piano, outer="S", smoke=True)
+    assert "backbone.outer=S" in other.words("unet", 8, steps=1, lr=1.0)
     assert (row["context"], row["batch"], row["tokens"], row["commit"]) == ("256", "4", "2048", "abc")
     assert 0 < float(row["bits_test"]) < 9
     octaves = read(tmp_path / "out" / "music_positions.csv")
@@ -140,7 +142,7 @@ def test_stepped_likelihoods_are_those_of_the_whole(experiment, tmp_path):
     ]
     for row in rows:
         assert float(row["largest_off_nats"]) < (1e-4 if row["dtype"] == "fp32" else 0.5)
-        assert float(row["total_nats"]) < -40 * 0.5, "sharp, but not certain"
+        assert -40 * 4 < float(row["total_nats"]) < -40 * 1, "sharp, but not certain"
 
 
 @pytest.mark.parametrize("script", ["music/run.py", "music/render.py", "speech/run.py", "step_equality.py"])

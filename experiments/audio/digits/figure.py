@@ -2,8 +2,9 @@
 
     python experiments/audio/digits/figure.py OUT build/digits/fsdd        OUT: the folder with digits.csv and samples/
 
-Writes OUT/bits.png (held-out bits a sample beside Markov models), OUT/spectrograms.png (real clips of every digit above
-generated ones, the first of each: nobody chose) and prints the tables of README.md.
+Writes bits.png (held-out bits a sample beside Markov models), spectrograms.png (real clips of every digit above
+generated ones, the first of each: nobody chose), those sounds one after the other as samples/<model>.wav, and prints
+the tables of README.md. All of it to OUT, or to the folder of --to. Without OUT/samples there are bits and tables only.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def bits(rows: Rows, markov: Rows, path: Path) -> None:
         axis.text(value + 0.05, place, f"{value:.3f}", va="center", fontsize=8)
     axis.set_xlim(0, 8.5)
     axis.set_xlabel("held-out bits a sample (uniform: 8)")
+    axis.set_axisbelow(True)
     axis.grid(visible=False, axis="y")
     axis.set_title("Spoken digits, 8 kHz mu-law, official test takes")
     charts.save(figure, path)
@@ -64,6 +66,8 @@ def spectrograms(samples: Path, fsdd: Path, path: Path) -> None:
 
     decode = MuLawTokenizer(sample_rate_hz=RATE_HZ).decode
     made = {name: np.load(samples / name / "all.npy")[:10] for name in NAMES if (samples / name / "all.npy").exists()}
+    if not made:
+        return
     length = next(iter(made.values())).shape[1]
     real = [np.pad(read_samples(next(iter(sorted(fsdd.glob(f"{digit}_*_0.*"))))), (0, length))[:length]
             for digit in range(10)]  # fmt: skip
@@ -83,16 +87,32 @@ def spectrograms(samples: Path, fsdd: Path, path: Path) -> None:
             axis.set_xlim(0, length / RATE_HZ)
             if column == 0:
                 axis.set_ylabel(name.replace(" + ", "\n+ ").replace(", ", "\n") + "\nkHz", fontsize=7)
-            if line < 2:
+            if line == len(rows) - 1:
+                axis.set_xlabel("seconds", fontsize=7)
+            if line < 2 and rows[line][0] in ("real", NAMES["told"]):
                 axis.set_title(str(column), fontsize=8)
     charts.save(figure, path)
+
+
+def sounds(samples: Path, folder: Path) -> None:
+    """The first ten clips of each model, a tenth of a second between them."""
+    from domains.audio.tokenizer import MuLawTokenizer
+    from domains.audio.wav import write_audio
+
+    decode, pause = MuLawTokenizer(sample_rate_hz=RATE_HZ).decode, np.zeros(RATE_HZ // 10, np.float32)
+    for name in NAMES:
+        if (samples / name / "all.npy").exists():
+            clips = [part for ids in np.load(samples / name / "all.npy")[:10] for part in (decode(ids), pause)]
+            to, about = folder / "samples" / f"{name}.wav", {"title": NAMES[name]}
+            write_audio(to, np.concatenate(clips), RATE_HZ, metadata=about)
 
 
 def score_table(rows: Rows, note: str) -> list[str]:
     """Markdown: sets of clips by scores, intervals in brackets."""
     chosen = [row for row in rows if row["what"] == "scores" and row["note"].startswith(note) and row["status"] == "ok"]
     lines = [f"| | clips | {' | '.join(TABLE.values())} |", "|---" * (2 + len(TABLE)) + "|"]
-    for model, which in dict.fromkeys((row["model"], row["set"]) for row in chosen):
+    sets = dict.fromkeys((row["model"], row["set"]) for row in chosen)
+    for model, which in sorted(sets, key=lambda pair: pair[0] != "real"):
         of_set = {row["metric"]: row for row in chosen if (row["model"], row["set"]) == (model, which)}
         title = which if model == "real" else f"{NAMES[model]}{which.removeprefix('samples')}"
         cells = [cell(of_set[metric]) if metric in of_set else "" for metric in TABLE]
@@ -102,15 +122,18 @@ def score_table(rows: Rows, note: str) -> list[str]:
 
 def cell(row: Mapping[str, str]) -> str:
     """A score and its interval."""
-    digits = 1 if float(row["value"]) >= 100 else 2 if float(row["value"]) >= 1 else 3
-    shown = [f"{float(row[key]):.{digits}f}" for key in ("value", "low", "high") if row[key]]
+    digits = 0 if float(row["value"]) >= 100 else 2 if float(row["value"]) >= 1 else 3
+    shown = [f"{float(row[key]):,.{digits}f}" for key in ("value", "low", "high") if row[key]]
     return shown[0] if len(shown) < 3 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def bits_table(rows: Rows) -> list[str]:
-    """Markdown: models by held-out bits, with what they cost."""
+def bits_table(rows: Rows, markov: Rows) -> list[str]:
+    """Markdown: Markov models, then models by held-out bits, with what they cost."""
     lines = ["| | parameters | steps (best) | samples seen | seconds | samples/s | bits/sample |", "|---" * 7 + "|"]
-    for row in bits_rows(rows):
+    for row in charts.newest([row for row in markov if row["set"] == "test"], "model"):
+        lines.append(f"| Markov, order {row['order']} | | | {float(row['tokens']) / 1e6:.0f} M | | | "
+                     f"{float(row['value']):.3f} |")  # fmt: skip
+    for row in sorted(bits_rows(rows), key=lambda row: -float(row["value"])):
         lines.append(
             f"| {NAMES[row['model']]} | {int(row['parameters']):,} | {row['steps']} ({row['best_step']}) | "
             f"{float(row['tokens']) / 1e6:.0f} M | {float(row['seconds']):.0f} | {float(row['tokens_per_s']):,.0f} | "
@@ -119,15 +142,29 @@ def bits_table(rows: Rows) -> list[str]:
     return lines
 
 
+def digit_table(rows: Rows) -> list[str]:
+    """Markdown: how often each digit of the model that was told is heard as itself."""
+    found = charts.newest([row for row in rows if row["what"] == "digit"], "model", "set")
+    lines = [f"| told | {' | '.join(row['set'] for row in found)} |", "|---" * (1 + len(found)) + "|"]
+    lines.append(f"| heard as that | {' | '.join(format(float(row['value']), '.0%') for row in found)} |")
+    wrong = [row["note"].removeprefix("else most often ") for row in found]
+    return [*lines, f"| else most often | {' | '.join(wrong)} |"] if found else []
+
+
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder with digits.csv, digits_markov.csv and samples/")
     parser.add_argument("fsdd", type=Path, help="folder of FSDD's clips")
+    parser.add_argument("--to", type=Path, help="folder for figures and sounds; default OUT")
     options = parser.parse_args(words)
+    to = options.to or options.out
     rows: list[Any] = charts.read_rows(options.out / "digits.csv")
-    bits(rows, charts.read_rows(options.out / "digits_markov.csv"), options.out / "bits.png")
-    spectrograms(options.out / "samples", options.fsdd, options.out / "spectrograms.png")
-    for lines in (bits_table(rows), score_table(rows, "standard"), score_table(rows, "sashimi")):
+    markov: list[Any] = charts.read_rows(options.out / "digits_markov.csv")
+    bits(rows, markov, to / "bits.png")
+    spectrograms(options.out / "samples", options.fsdd, to / "spectrograms.png")
+    sounds(options.out / "samples", to)
+    tables = bits_table(rows, markov), score_table(rows, "standard"), score_table(rows, "sashimi"), digit_table(rows)
+    for lines in tables:
         print("\n".join(lines), end="\n\n")
 
 

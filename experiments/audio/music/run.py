@@ -3,13 +3,15 @@
     python experiments/audio/music/run.py /tmp/piano --out OUT --seconds 360     on a GPU; render.py makes /tmp/piano
     python experiments/audio/music/run.py /tmp/piano --out OUT --smoke           tiny, on a CPU: does it run?
 
-All start from one base model, trained at 2^13 in steps of 2^17 samples: a few hundred steps of a million samples from
-scratch would compare beginners. Then each context takes equally many steps of 2^20 samples, in 128 rows of 2^13 or one
-row of 2^20 (Table 14 of the Mamba paper has such lengths and batches), as many as the time allows for. Then: bits a
-sample on whole held-out files cut into the model's own context; the same in windows of 2^20 for all (the state carried
-on past what training showed), also by how many samples of the window the model has heard before; continuations of a
-real prefix by the model with the longest context; flat Mamba, base and all, at the contexts that time is left for. Rows
-go to OUT/music.csv as they are measured, Markov models' (a process of its own beside it) to OUT/music_markov.csv.
+Every optimizer step reads 2^20 samples, in 128 rows of 2^13 or one row of 2^20 (Table 14 of the Mamba paper has such
+lengths and batches); every model takes the same number of steps, as many as the time allows for, at a rate chosen once
+at 2^16. With `--base`, all go on from one model that was trained at 2^13 in many steps of 2^17 samples: a few hundred
+steps of a million samples from scratch compare beginners. `--outer S` takes Mamba blocks around S4D cores for S4D and
+MLP in the outer stages. Then: bits a sample on whole held-out files cut into the model's own context; the same in
+windows of 2^20 for all (the state carried on past what training showed), also by how many samples of the window the
+model has heard before; continuations of a real prefix by the model with the longest context; flat Mamba at the contexts
+that time is left for. Rows go to OUT/music.csv as they are measured, Markov models' (a process of its own beside it) to
+OUT/music_markov.csv.
 """
 
 from __future__ import annotations
@@ -32,23 +34,20 @@ sys.path.insert(0, str(HERE.parents[2]))  # the repository: `python experiments/
 from experiments.audio.study import ON_GPU, Study, markov_rows, parameters  # noqa: E402
 
 STEP_TOKENS, POWERS = 2**20, (13, 20, 16, 18, 15, 17, 14, 19)  # in this order: a run that is cut short has the ends
-FLAT_POWERS, BASE_POWER, BASE_TOKENS, BASE_LR, LR = (16, 20, 13), 13, 2**17, 0.004, 0.002
+FLAT_POWERS, RATES, RATE_POWER, RATE_STEPS = (16, 20, 13), (0.002, 0.004, 0.008), 16, 40
+BASE_POWER, BASE_TOKENS, BASE_LR, LR_AFTER_BASE = 13, 2**17, 0.004, 0.002
 PROBE_STEPS, MOST_BASE_STEPS = 8, 3000
 BASE_S, GENERATION_S, FLAT_S = 45, 35, 75  # set aside for what comes besides the U-Net's contexts
 A_RUN_S = 7  # what a run costs besides its steps
 RATE_HZ, PREFIX_FILE, PREFIX_BEGIN_S, PREFIX_S, NEW_S = 16_000, "Maestro_4", 60, 50, 10
-MODELS = {
-    # Mamba blocks around S4D cores at 16 and 4 kHz, once on each way; four Mamba blocks at 1 kHz
-    "unet": ["backbone=unet", "backbone.n_layers=1", "backbone.outer=S", "backbone.centre=mmmm"],
-    "flat": ["backbone=stack", "layer=mamba", "backbone.n_layers=6", "backbone.d_model=96"],
-}
-TINY = {
-    "unet": [
-        "backbone=unet", "backbone.d_model=8", "backbone.n_layers=1", "backbone.outer=S",
-        "backbone.layers.mamba_s4.d_state=4",
-    ],
-    "flat": ["backbone=stack", "layer=mamba", "backbone.n_layers=1", "backbone.d_model=16"],
-}  # fmt: skip
+# S4D and MLP ("s-"), or Mamba blocks around S4D cores ("S"), at 16 and 4 kHz, once on each way; at 1 kHz four of Mamba
+UNET = ["backbone=unet", "backbone.n_layers=1", "backbone.centre=mmmm"]
+FLAT = ["backbone=stack", "layer=mamba", "backbone.n_layers=6", "backbone.d_model=96"]
+TINY_UNET = [
+    *UNET, "backbone.centre=m", "backbone.d_model=8", "backbone.layers.s4d.d_state=4",
+    "backbone.layers.mamba_s4.d_state=4",
+]  # fmt: skip
+TINY_FLAT = ["backbone=stack", "layer=mamba", "backbone.n_layers=1", "backbone.d_model=16"]
 COLUMNS = [
     "what", "model", "parameters", "context", "batch", "steps", "tokens", "lr", "bits_valid", "bits_test",
     "bits_test_longest", "tokens_per_s", "peak_gib", "temperature", "note",
@@ -63,16 +62,18 @@ class Music:
     Args:
         study: folder, clock and table.
         sound: WAVs and manifest.csv, as render.py leaves them.
+        outer: pattern of the U-Net's outer stages.
         smoke: tiny models and contexts.
     """
 
-    def __init__(self, study: Study, positions: Study, sound: Path, *, smoke: bool) -> None:
+    def __init__(self, study: Study, positions: Study, sound: Path, *, outer: str = "s-", smoke: bool = False) -> None:
         self.study, self.positions, self.sound, self.smoke = study, positions, sound, smoke
         self.powers = (8, 10) if smoke else POWERS
         self.flat_powers = (8,) if smoke else FLAT_POWERS
         self.step_tokens = 2**10 if smoke else STEP_TOKENS
         self.longest = 2 ** max(self.powers)
-        self.models = TINY if smoke else MODELS
+        self.models = {"unet": [*(TINY_UNET if smoke else UNET), f"backbone.outer={outer}"]}
+        self.models["flat"] = TINY_FLAT if smoke else FLAT
         self.base_steps: int | None = None  # the first base decides
 
     def words(self, model: str, power: int, *, steps: int, lr: float, tokens: int | None = None) -> list[str]:
@@ -105,6 +106,22 @@ class Music:
             self.study.row(what="probe", model="unet", context=2**power, steps=steps, **cost)
         return sum(found) / len(found)
 
+    def best_rate(self) -> float:
+        """The learning rate with the lowest validation loss after `RATE_STEPS` steps from scratch at one context."""
+        found: dict[float, float] = {}
+        power, steps = (8, 2) if self.smoke else (RATE_POWER, RATE_STEPS)
+        for lr in RATES:
+            words = self.words("unet", power, steps=steps, lr=lr)
+            made = self.study.attempt("rate", lambda words=words: self.study.train("unet_rate", *words), lr=lr)
+            if made:
+                bits = made[0].metrics["valid"]["bits_per_sample"]
+                self.study.row(
+                    what="rate", model="unet", context=2**power, steps=steps, lr=lr, bits_valid=f"{bits:.4f}", **made[1]
+                )
+                if math.isfinite(bits):
+                    found[lr] = bits
+        return min(found, key=lambda lr: found[lr]) if found else RATES[0]
+
     def base(self, model: str) -> Path | None:
         """The model that all contexts start from; CUDA graphs where they can be had."""
         power, tokens = (8, 2**9) if self.smoke else (BASE_POWER, BASE_TOKENS)
@@ -135,15 +152,15 @@ class Music:
         )  # fmt: skip
         return result.run_dir
 
-    def context(self, model: str, power: int, *, steps: int, base: Path) -> Path:
-        """One model: trained on from the base, and judged on the test files in three ways; its run folder."""
-        words = [*self.words(model, power, steps=steps, lr=LR), f"model_from={base}"]
-        result, cost = self.study.train(f"{model}_{power}", *words)
+    def context(self, model: str, power: int, *, steps: int, lr: float, base: Path | None = None) -> Path:
+        """One model: trained, from the base where there is one, and judged on the test files; its run folder."""
+        words = self.words(model, power, steps=steps, lr=lr)
+        result, cost = self.study.train(f"{model}_{power}", *words, *([f"model_from={base}"] if base else []))
         run = result.run_dir
         bits = {"bits_valid": f"{result.metrics['valid']['bits_per_sample']:.4f}"}
         bits |= {"bits_test": self.bits(run, 2**power), "bits_test_longest": self.by_position(run, model, power)}
         self.study.row(
-            what="context", model=model, parameters=parameters(run), context=2**power, steps=steps, lr=LR, **cost,
+            what="context", model=model, parameters=parameters(run), context=2**power, steps=steps, lr=lr, **cost,
             batch=self.step_tokens >> power, tokens=steps * self.step_tokens, **bits,
         )  # fmt: skip
         return run
@@ -280,14 +297,15 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def study(music: Music) -> None:
+def study(music: Music, *, with_base: bool) -> None:
     """Everything, in order."""
     log = music.study
     a_step_s = log.attempt("probe", music.probe) or 0.2
-    base = log.attempt("base", lambda: music.base("unet"))
-    if base is None:
+    base = log.attempt("base", lambda: music.base("unet")) if with_base else None
+    if with_base and base is None:
         log.say("no base, no study")
         return
+    lr = LR_AFTER_BASE if base else music.best_rate()
     per_context_s = (log.left_s - GENERATION_S - FLAT_S) / len(music.powers)
     steps = 2 if music.smoke else int(min(1000, max(20, (per_context_s - A_RUN_S) / a_step_s)))
     log.say(f"{a_step_s:.3f} s a step; {steps} steps a context")
@@ -295,19 +313,21 @@ def study(music: Music) -> None:
     needs_s = 0 if music.smoke else A_RUN_S + 0.8 * steps * a_step_s
     for number, power in enumerate(music.powers):
         run = log.attempt(
-            "context", lambda power=power: music.context("unet", power, steps=steps, base=base),
+            "context", lambda power=power: music.context("unet", power, steps=steps, lr=lr, base=base),
             needs_s=needs_s + (0 if music.smoke or number < 2 else 5), model="unet", context=2**power,
         )  # fmt: skip
         if run:
             runs[power] = run
         if number == 1 and runs:  # the ends of the curve are there: now what can be heard
             log.attempt("continuation", lambda: music.continuations(runs[max(runs)]))
-    flat_base = log.attempt("base", lambda: music.base("flat"), needs_s=0 if music.smoke else 60, model="flat")
-    if flat_base is None:
-        return
+    flat_base = None
+    if with_base:
+        flat_base = log.attempt("base", lambda: music.base("flat"), needs_s=0 if music.smoke else 60, model="flat")
+        if flat_base is None:
+            return
     for power in music.flat_powers:
         log.attempt(
-            "context", lambda power=power: music.context("flat", power, steps=steps, base=flat_base),
+            "context", lambda power=power: music.context("flat", power, steps=steps, lr=lr, base=flat_base),
             needs_s=needs_s, model="flat", context=2**power,
         )  # fmt: skip
 
@@ -330,6 +350,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=360, help="begin nothing after so many seconds")
     parser.add_argument("--runs", type=Path, default=None, help="folder for the runs; a temporary one if not given")
     parser.add_argument("--commit", default=None, help="what to write where there is no git")
+    parser.add_argument("--outer", choices=("s-", "S"), default="s-", help="pattern of the U-Net's outer stages")
+    parser.add_argument("--base", action="store_true", help="all contexts go on from one base model")
     parser.add_argument("--smoke", action="store_true", help="tiny models and contexts, for a CPU")
     parser.add_argument("--markov", action="store_true", help="the Markov models alone")
     options = parser.parse_args(words)
@@ -347,7 +369,8 @@ def main(words: list[str] | None = None) -> None:
             where = {"out": options.out, "runs": options.runs or Path(temporary), "seconds": options.seconds}
             log = Study("music", COLUMNS, **where, commit=options.commit)
             positions = Study("music_positions", POSITION_COLUMNS, **where, commit=options.commit)
-            study(Music(log, positions, options.sound.resolve(), smoke=options.smoke))
+            music = Music(log, positions, options.sound.resolve(), outer=options.outer, smoke=options.smoke)
+            study(music, with_base=options.base)
             if beside is not None:
                 beside.wait(timeout=max(1.0, log.left_s + 20))
     finally:

@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ RATE_HZ, SEGMENT, BATCH, WHOLE_CLIP = 8000, 2**14, 32, 2**18
 AUGMENT = (
     "domain.dataset.augment={_target_: domains.audio.augment.WaveformAugment, gain_db: 6.0, flip_polarity: true}"
 )
-UNET = ["backbone=unet", "backbone.n_layers=1", "backbone.outer=S", "backbone.centre=mmmm"]
+UNET = ["backbone=unet"]
+S4_UNET = [*UNET, "backbone.n_layers=1", "backbone.outer=S", "backbone.centre=mmmm"]  # Mamba blocks around S4D cores
 FLAT = ["backbone=stack", "layer=mamba", "backbone.n_layers=8", "backbone.d_model=176"]
-MODELS = {"unet": UNET, "flat": FLAT, "unet_augmented": [*UNET, AUGMENT]}
-TINY_UNET = [*UNET, "backbone.d_model=8", "backbone.centre=m", "backbone.layers.mamba_s4.d_state=4"]
+MODELS = {"unet": UNET, "flat": FLAT, "unet_augmented": [*UNET, AUGMENT], "unet_mamba_s4": S4_UNET}
+MEASURED = ("unet", "flat", "unet_augmented")
+TINY_UNET = [*UNET, "backbone.d_model=8", "backbone.n_layers=1", "backbone.layers.s4d.d_state=4"]
 TINY = {"unet": TINY_UNET, "unet_augmented": [*TINY_UNET, AUGMENT]}
 PROBE_STEPS, A_RUN_S, GENERATION_S = 20, 10, 14
 COLUMNS = [
@@ -48,12 +51,13 @@ class Speech:
     Args:
         study: folder, clock and table.
         sound: FLACs and manifests, as data.py leaves them.
+        models: names of those to train, the first also for the probe of speed and the samples.
         smoke: tiny models.
     """
 
-    def __init__(self, study: Study, sound: Path, *, smoke: bool) -> None:
+    def __init__(self, study: Study, sound: Path, *, models: Sequence[str] = MEASURED, smoke: bool = False) -> None:
         self.study, self.sound, self.smoke = study, sound, smoke
-        self.models = TINY if smoke else MODELS
+        self.models = TINY if smoke else {name: MODELS[name] for name in models}
         self.batch, self.segment = (4, 512) if smoke else (BATCH, SEGMENT)
 
     def data(self, manifest: str, length: int) -> list[str]:
@@ -75,8 +79,8 @@ class Speech:
 
     def probe(self) -> float:
         """Seconds of a step; compiles the kernels."""
-        _, cost = self.train("unet", steps=2 if self.smoke else PROBE_STEPS, lr=0.001, often=0)
-        self.study.row(what="probe", model="unet", **cost)
+        _, cost = self.train(next(iter(self.models)), steps=2 if self.smoke else PROBE_STEPS, lr=0.001, often=0)
+        self.study.row(what="probe", model=next(iter(self.models)), **cost)
         return self.batch * self.segment / float(cost["tokens_per_s"])
 
     def model(self, name: str, *, steps: int, lr: float) -> Path:
@@ -129,8 +133,8 @@ class Speech:
         words = ["num_samples=3", f"seconds={seconds}", "top_p=0.95", "seed=1", "checkpoint=best"]
         self.study.generate(run, *words, f"output={self.study.out / 'speech.wav'}")
         took = time.perf_counter() - begin
-        self.study.row(what="samples", model="unet", tokens=round(3 * seconds * RATE_HZ), seconds=f"{took:.1f}",
-                       note="3 at top_p 0.95")  # fmt: skip
+        facts = {"model": next(iter(self.models)), "tokens": round(3 * seconds * RATE_HZ), "seconds": f"{took:.1f}"}
+        self.study.row(what="samples", **facts, note="3 at top_p 0.95")
 
 
 def study(speech: Speech) -> None:
@@ -147,7 +151,7 @@ def study(speech: Speech) -> None:
             "model", lambda name=name: speech.model(name, steps=steps, lr=0.004),
             needs_s=0 if speech.smoke else A_RUN_S + 0.5 * steps * a_step_s, model=name,
         )  # fmt: skip
-        if run and name == "unet":
+        if run and name == next(iter(speech.models)):
             log.attempt("samples", lambda run=run: speech.samples(run))
 
 
@@ -158,6 +162,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=110, help="begin nothing after so many seconds")
     parser.add_argument("--runs", type=Path, default=None, help="folder for the runs; a temporary one if not given")
     parser.add_argument("--commit", default=None, help="what to write where there is no git")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MEASURED), help="which to train")
     parser.add_argument("--smoke", action="store_true", help="tiny models, for a CPU")
     options = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as temporary:
@@ -165,7 +170,7 @@ def main(words: list[str] | None = None) -> None:
             "speech", COLUMNS, out=options.out, runs=options.runs or Path(temporary), seconds=options.seconds,
             commit=options.commit,
         )  # fmt: skip
-        study(Speech(log, options.sound.resolve(), smoke=options.smoke))
+        study(Speech(log, options.sound.resolve(), models=options.models, smoke=options.smoke))
 
 
 if __name__ == "__main__":
