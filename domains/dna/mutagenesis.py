@@ -123,24 +123,25 @@ class Mutagenesis:
         from seqmodels.inference import token_log_likelihood
 
         ids_L = torch.from_numpy(ids.astype(np.int64))
+        letters = ids.tolist()
         scores = np.full((last - first, 4), np.nan)
         state, previous, read = None, DnaTokenizer.start_id, 0
         for start in range(first, last, self.block_bases):
             if start > read:
                 _, state = token_log_likelihood(model, ids_L[None, read:start], start_id=previous, state=state)
-                previous, read = int(ids_L[start - 1]), start
+                previous, read = letters[start - 1], start
             positions = range(start, min(start + self.block_bases, last))
             changes = [
                 (position - start, base)
                 for position in positions
-                if ids_L[position] in BASE_IDS
+                if letters[position] in BASE_IDS
                 for base in BASE_IDS
-                if base != ids_L[position]
+                if base != letters[position]
             ]
             totals = self._totals(model, ids_L[start:], [None, *changes], previous, state) if changes else [0.0]
             for position in positions:
-                if ids_L[position] in BASE_IDS:
-                    scores[position - first, BASE_IDS.index(int(ids_L[position]))] = 0.0
+                if letters[position] in BASE_IDS:
+                    scores[position - first, BASE_IDS.index(letters[position])] = 0.0
             for (offset, base), likelihood in zip(changes, totals[1:], strict=True):
                 scores[start - first + offset, BASE_IDS.index(base)] = likelihood - totals[0]
             step(len(positions))
@@ -163,7 +164,8 @@ class Mutagenesis:
                     rows_BL[row, change[0]] = change[1]
             carried = None if state is None else select_state(state, [0] * len(batch))
             logp_BL, _ = token_log_likelihood(model, rows_BL, start_id=previous, state=carried)
-            totals += torch.where(counted_L, logp_BL.cpu().double(), 0.0).sum(dim=1).tolist()
+            counted_L = counted_L.to(logp_BL.device)  # added up there: one number a row comes back, not every base
+            totals += torch.where(counted_L, logp_BL.double(), 0.0).sum(dim=1).tolist()
         return totals
 
 
