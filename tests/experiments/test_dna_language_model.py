@@ -173,3 +173,43 @@ def test_rows_of_the_log(experiment, tmp_path):
     rows = lm.metrics_of(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert lm.typical_rate(rows) == 60  # of 50, 100, 60: the first quarter does not count
+
+
+def test_stretches_copied_from_training_on_either_strand(experiment, monkeypatch):
+    import numpy as np
+
+    audit = experiment("dna.audit")
+    monkeypatch.setattr(audit, "PIECE", 64)  # stretches cross from one piece to the next
+    random = np.random.default_rng(0)
+    training, held_out = (random.integers(0, 4, size).astype(np.uint8) for size in (5000, 2000))
+    training[3500] = training[100] = 255  # letters that are none
+    held_out[200:240] = training[3000:3040]
+    held_out[600:700] = audit.reverse_complement(training[300:400])
+    held_out[900:950] = training[3480:3530]  # 20 and 29 bases on either side of such a letter: too short
+    held_out[1500:1532] = 255
+    expected = np.zeros(2000, bool)
+    expected[200:240] = expected[600:700] = True
+    wrong = np.flatnonzero(audit.copied(held_out, [training], 32) != expected)
+    assert all(min(abs(place - edge) for edge in (199, 240, 599, 700)) <= 3 for place in wrong)  # by chance alike
+    assert not audit.copied(held_out, [training], 128).any()
+
+
+def test_the_audit_of_a_run(experiment, dna_data, tmp_path):
+    """Its bits are those of the study; long windows and short ones say the same of the bases at their start."""
+    pretrain, audit = experiment("dna.pretrain"), experiment("dna.audit")
+    data = dna_data.tiny_human(tmp_path)
+    options = pretrain.arguments(["--smoke", f"--work={tmp_path}", f"--out={tmp_path / 'out'}"])
+    trained = [row for row in pretrain.run_job("train", options) if row["what"] == "held_out"]
+    rows = list(audit.rows_of(data, tmp_path / "runs" / "pretrain", windows=8, lengths=(256, 1024)))
+    assert {row["split"] for row in rows if row["what"] == "copies"} == {"chr20_held_out", "chr22"}
+    parts = [row for row in rows if row["what"] == "bits" and row["split"] == "chr22" and row["copy_bases"] == 32]
+    total = sum(row["bits_per_base"] * row["bases"] for row in parts) / sum(row["bases"] for row in parts)
+    (judged,) = (
+        row["bits_per_base"] for row in trained
+        if (row["split"], row["window_bases"], row["region_class"]) == ("chr22", 1024, "all")
+    )  # fmt: skip
+    assert total == pytest.approx(judged, abs=2e-3)
+    reading = [row for row in rows if row["what"] == "reading"]
+    assert [row["where"] for row in reading] == ["0-63 before", "64-255 before"]
+    assert sum(row["bases"] for row in reading) == 2 * data.unit
+    assert all(set(row) <= set(audit.COLUMNS) for row in rows)
