@@ -193,6 +193,17 @@ def test_complex_layouts_cover_their_size(states: int):
             assert layout.cut.chunks * layout.cut.chunk_length >= length
 
 
+def test_complex_benchmark_shapes_take_the_fast_layouts():
+    def layouts(B: int, E: int, L: int) -> tuple[plan.Complex, plan.Complex]:
+        size = plan.Size(B, L, E, 1, False, 2, SMS)
+        return plan.complex_forward(size, 16), plan.complex_backward(size, 16)
+
+    for B, L, warps, cut in ((256, 1024, 8, False), (16, 16384, 4, False), (2, 131072, 8, True), (1, 1048576, 8, True)):
+        forward, backward = layouts(B, 512, L)
+        assert (forward.cut.chunks > 1, backward.cut.chunks > 1) == (cut, cut)
+        assert backward.warps == warps
+
+
 def test_states_are_saved_until_they_weigh_too_much():
     card = 141 * 2**30
     assert plan.save_every(2048 * 32, 2048, 16, card) == 4

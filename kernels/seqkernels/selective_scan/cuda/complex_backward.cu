@@ -57,6 +57,7 @@ struct ComplexBackwardArgs {
 struct Shared {
   alignas(16) Stage stage[ARRAYS];
   alignas(16) Complex before[SUBS][PER_LANE][THREADS]; // the state before each sub-tile
+  alignas(16) Complex da[PER_LANE][THREADS];           // of the tiles so far: a tile is added up on its own, which keeps digits
   alignas(16) States b[2];
   alignas(16) States c[2];
   alignas(16) Complex sums[TILE][WARPS][2][N];         // dB and dC
@@ -78,11 +79,12 @@ struct Lane {
   DEVICE int state(int slot) const { return quad * PER_LANE + (slot ^ mix); }
 };
 
-// What a lane carries from the chunk's end to its start.
+// What a lane carries from the chunk's end to its start. Sums over positions: of the tile here, of all tiles in Shared::da, all_dd,
+// all_dbias.
 struct Carried {
   Rate a[PER_LANE];
   Complex r[PER_LANE], da[PER_LANE];
-  float dd, dbias;
+  float dd, dbias, all_dd, all_dbias;
 };
 
 // ---- elementwise role
@@ -261,13 +263,23 @@ DEVICE void walk_sub_tile(Shared& s, const Lane& lane, Carried& k, int buffer, i
   if constexpr (HAS_GATE) s.dy[position][lane.channel] = s.gate[position][lane.channel] * fmaf(2.f, y_sum, d * x);
 }
 
-DEVICE void store_parameters(const ComplexBackwardArgs& p, const Lane& lane, Carried& k, i64 slot, int channel0) {
+DEVICE void close_sums_of_tile(Shared& s, Carried& k) {
   UNROLL
-  for (int i = 0; i < PER_LANE; i++) p.da_partial[(slot * p.E + channel0 + lane.channel) * N + lane.state(i)] = k.da[i];
+  for (int i = 0; i < PER_LANE; i++) { s.da[i][threadIdx.x] = s.da[i][threadIdx.x] + k.da[i]; k.da[i] = {0.f, 0.f}; }
+  k.all_dd += k.dd;
+  k.all_dbias += k.dbias;
+  k.dd = k.dbias = 0.f;
+}
+
+DEVICE void store_parameters(Shared& s, const ComplexBackwardArgs& p, const Lane& lane, Carried& k, i64 slot, int channel0) {
   UNROLL
-  for (int mask = 1; mask < SUB; mask *= 2) { k.dd += shuffle_xor(k.dd, mask); k.dbias += shuffle_xor(k.dbias, mask); }
+  for (int i = 0; i < PER_LANE; i++)
+    p.da_partial[(slot * p.E + channel0 + lane.channel) * N + lane.state(i)] = s.da[i][threadIdx.x];
+  float dd = k.all_dd, dbias = k.all_dbias;
+  UNROLL
+  for (int mask = 1; mask < SUB; mask *= 2) { dd += shuffle_xor(dd, mask); dbias += shuffle_xor(dbias, mask); }
   const i64 at = slot * p.E + channel0 + lane.channel;
-  if (lane.quad == 0) { p.d_partial[at] = k.dd; p.d_partial[p.slots * p.E + at] = k.dbias; }
+  if (lane.quad == 0) { p.d_partial[at] = dd; p.d_partial[p.slots * p.E + at] = dbias; }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) complex_backward_scan(const __grid_constant__ ComplexBackwardArgs p) {
@@ -278,12 +290,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) complex_backwa
   const Chunk chunk = chunk_of_slot(p, slot);
   const Lane lane;
   Carried k;
-  k.dd = k.dbias = 0.f;
+  k.dd = k.dbias = k.all_dd = k.all_dbias = 0.f;
   UNROLL
   for (int i = 0; i < PER_LANE; i++) {
     const i64 state = (i64)(channel0 + lane.channel) * N + lane.state(i);
     k.a[i] = rate_of(p.a[state]);
-    k.da[i] = {0.f, 0.f};
+    k.da[i] = s.da[i][threadIdx.x] = {0.f, 0.f};
     k.r[i] = p.r_in && chunk.length ? p.r_in[slot * p.E * N + state] : Complex{0.f, 0.f};
   }
   for (int i = threadIdx.x; i < CHANNELS; i += THREADS) { s.d[i] = p.d[channel0 + i]; s.bias[i] = p.dt_bias[channel0 + i]; }
@@ -304,6 +316,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) complex_backwa
       if (start > 0) fetch_tile(s, p, chunk, start - TILE, channel0, buffer ^ 1);
 #pragma unroll 1
       for (int sub = SUBS - 1; sub >= 0; sub--) walk_sub_tile(s, lane, k, buffer, rows, sub);
+      close_sums_of_tile(s, k);
       __syncthreads();
       // No barrier after this: prepare_tile overwrites only cells that the same thread reads here; `sums` comes behind it.
       finish_tile(s, p, chunk.row + start, rows, channel0);
@@ -314,5 +327,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) complex_backwa
         p.h_initial_grad[((i64)chunk.sequence * p.E + channel0 + lane.channel) * N + lane.state(i)] = k.r[i];
     }
   }
-  store_parameters(p, lane, k, slot, channel0);
+  store_parameters(s, p, lane, k, slot, channel0);
 }

@@ -242,9 +242,16 @@ def complex_forward(size: Size, states: int) -> Complex:
 
 
 def complex_backward(size: Size, states: int) -> Complex:
-    """Choose the layout of complex_backward.cu: wide blocks share B and C and leave fewer partial sums behind."""
+    """Choose the layout of complex_backward.cu.
+
+    Wide blocks share B and C and leave fewer partial sums behind; where they would not fill the card once, narrow ones
+    are faster (by 6 % at 8,192 channels).
+    """
     lanes, _ = _complex_lanes(states)
-    wide = size.channels // size.groups % (64 * _COMPLEX_WARPS // lanes) == 0
-    if lanes == 4 and wide and size.element_bytes == 2 and size.shared_bytes >= WIDE_SHARED_BYTES:
-        return _complex(size, states, 2 * _COMPLEX_WARPS, 2)
-    return _complex(size, states, _COMPLEX_WARPS, 3 if lanes == 4 and size.shared_bytes >= WIDE_SHARED_BYTES else 1)
+    roomy = size.shared_bytes >= WIDE_SHARED_BYTES
+    if lanes == 4 and roomy and size.element_bytes == 2:
+        wide = _complex(size, states, 2 * _COMPLEX_WARPS, 2)
+        blocks = wide.cut.chunks * _parallel_channels(size) // wide.channels
+        if size.channels // size.groups % wide.channels == 0 and blocks >= wide.min_blocks * size.multiprocessors * 0.9:
+            return wide
+    return _complex(size, states, _COMPLEX_WARPS, 3 if lanes == 4 and roomy else 1)
