@@ -68,21 +68,60 @@ def test_every_part_leaves_its_rows_and_sounds(run, experiment, tmp_path: Path, 
 
     kept = load(tmp_path / "out" / "classifier", "cpu", objective="classify")
     assert kept.class_names == tuple("0123456789")
+    write_clips(tmp_path / "fsdd")
+    listen_again(experiment, tmp_path, kept)
     draw_figures(experiment, tmp_path)
     tables = capsys.readouterr().out
     assert "| U-Net S4D + Mamba, told the digit | 20 |" in tables
-    assert "| test (real) | 5 |" in tables
+    assert "| test (real) | 20 |" in tables, "the newest rows"
+    assert "| Markov, order 1 |" in tables
+
+
+def write_clips(folder: Path) -> None:
+    """Two clips of every digit in every split, shorter and longer than what is heard."""
+    import soundfile
+
+    folder.mkdir()
+    for digit in range(10):
+        for take in (0, 1, 5, 6, 10, 11):
+            samples = np.random.default_rng(10 * digit + take).uniform(-1, 1, 80 + 3 * take)
+            soundfile.write(folder / f"{digit}_kim_{take}.flac", samples, 8000)
+
+
+def listen_again(experiment, folder: Path, kept) -> None:
+    """The judge is asked as `seqmodels evaluate` asks it."""
+    from domains.audio.metrics import SampleScores
+    from seqmodels.instantiate import build
+    from seqmodels.training.run_folder import RunFolder
+
+    judge, words = experiment("audio.digits.judge"), [str(folder / "out"), str(folder / "fsdd"), "--commit", "def"]
+    judge.main([*words, "--resamples", "20"])
+    spec = RunFolder.open(folder / "out" / "classifier").read_config()["domain"]["dataset"]
+    heard = SampleScores().hear_splits(kept, build({**spec, "folder": str(folder / "fsdd")}))
+    answers = np.load(folder / "out" / "answers.npz")
+    for split, (expected, _) in heard.items():
+        order, own = (np.argsort(p[:, 0]) for p in (expected.probabilities_NO, answers[f"{split}.p"]))
+        np.testing.assert_allclose(answers[f"{split}.f"][own], expected.features_NF[order], atol=1e-5)
+    rows = [row for row in rows_of(folder / "out" / "digits.csv") if row["commit"] == "def"]
+    assert {row["set"] for row in rows if row["what"] == "digit"} == set("0123456789")
+    assert "test (real), noise 20 dB below" in {row["set"] for row in rows}
+    for row in (row for row in rows if row["what"] == "scores"):
+        assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+    first = {(row["set"], row["metric"]): row["value"] for row in rows_of(folder / "out" / "digits.csv")
+             if row["commit"] == "abc" and row["model"] == "told" and row["note"].startswith("standard")}  # fmt: skip
+    assert first[("samples", "accuracy")] == next(
+        row["value"] for row in rows if (row["model"], row["set"], row["metric"]) == ("told", "samples", "accuracy")
+    )
 
 
 def draw_figures(experiment, folder: Path) -> None:
     import soundfile
 
-    (folder / "fsdd").mkdir()
-    for digit in range(10):
-        soundfile.write(folder / "fsdd" / f"{digit}_kim_0.flac", np.random.default_rng(digit).uniform(-1, 1, 80), 8000)
     experiment("audio.digits.figure").main([str(folder / "out"), str(folder / "fsdd")])
     for name in ("bits", "spectrograms"):
         assert (folder / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    joined, rate = soundfile.read(folder / "out" / "samples" / "told.wav")
+    assert (len(joined), rate) == (10 * (96 + 800), 8000)
 
 
 def test_as_many_steps_as_fit_and_a_lower_rate_after_a_loss_that_is_no_number(run, tmp_path: Path, monkeypatch):

@@ -154,9 +154,9 @@ class SampleScores:
         labels_N = self._labels(made, corpus)
         real = self.hear_splits(classifier, corpus, on_clips=on_clips) if real is None else real
         reference, _ = real[self.reference]
-        rows = {f"{split} (real)": self._scores(*parts, reference) for split, parts in real.items()}
+        rows = {f"{split} (real)": self.scores(*parts, reference) for split, parts in real.items()}
         answers = classifier_answers(classifier.model, _batches(made, corpus, classifier, self.batch_size, on_clips))
-        rows["samples"] = self._scores(answers, labels_N, reference)
+        rows["samples"] = self.scores(answers, labels_N, reference)
         report: dict[str, Any] = {
             "samples": str(samples),
             "rows": rows,
@@ -170,7 +170,7 @@ class SampleScores:
         if kept is not None:
             rejection, scored_N = kept
             report["rejection"] = rejection._asdict()
-            rows["samples, after rejection"] = self._scores(
+            rows["samples, after rejection"] = self.scores(
                 _take(answers, scored_N), None if labels_N is None else labels_N[scored_N], reference
             )
         return report
@@ -200,7 +200,8 @@ class SampleScores:
 
         return Heard(classifier_answers(classifier.model, noted()), np.concatenate(labels))
 
-    def _scores(self, answers: Answers, labels_N: Int[np.ndarray, " N"] | None, reference: Answers) -> Scores:
+    def scores(self, answers: Answers, labels_N: Int[np.ndarray, " N"] | None, reference: Answers) -> Scores:
+        """The scores of what a classifier answered, beside its answers about reference clips; labels for accuracy."""
         p_NO, f_NF = answers
         how: dict[str, Any] = {"convention": self.convention}
         row: Scores = {"clips": len(p_NO)}
