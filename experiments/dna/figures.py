@@ -101,6 +101,7 @@ def _class_bars(axes: Any, rows: Sequence[Row]) -> None:
     for place, ((label, values), colour) in enumerate(zip(bars, ("#1458c0", "#98a4b0", "#cfd6dc"))):
         drawn = axes.bar([n + 0.27 * (place - 1) for n in range(len(names))], values, 0.25, color=colour, label=label)
         axes.bar_label(drawn, fmt="%.3f", fontsize=7.5, padding=1)
+    axes.set_axisbelow(True)
     axes.set_xticks(range(len(names)), ["all", "repeats", "the rest"])
     axes.set(ylim=(0, 2.4), ylabel="bits/base", title="Chromosome 22 by class")
     axes.legend(fontsize=8, ncols=3, loc="upper center", columnspacing=1)
@@ -133,7 +134,7 @@ def context(rows: Sequence[Row], to: Path, markov: Mapping[str, float] | None = 
         axes.set(xlim=(min(lengths) / 1.5, max(lengths) * 1.5), xlabel="bases in a training window")
         axes.set_xscale("log", base=2)
     for axes in (own, own22):
-        axes.legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.32 if axes is own else 0.5))
+        axes.legend(fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.32 if axes is own else 0.7))
     loss.legend(fontsize=8)
     charts.save(figure, to)
 
