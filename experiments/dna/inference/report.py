@@ -34,6 +34,8 @@ TRAIN_BASES = 54 * 2**20  # of chromosome 20: what experiments/dna/data.py train
 BASES = "ACGT"
 PARTNER = {"A": "G", "G": "A", "C": "T", "T": "C"}  # the base that a transition leads to
 RESAMPLINGS = 500
+MATCHED_TRANSITIONS = "AUC among transitions, observed or not"
+BLUE, GREEN, OCHRE = "#1458c0", "#1f8a4c", "#b07800"
 Row = dict[str, Any]
 
 
@@ -147,7 +149,7 @@ MEASURES: dict[str, Callable[[Places], float]] = {
     "AUC, observed against the two others": pooled_auc,
     "observed is first of three": first_of_three,
     "observed transversion above the other one": first_of_transversions,
-    "AUC among transitions, observed or not": among_transitions,
+    MATCHED_TRANSITIONS: among_transitions,
 }
 
 
@@ -261,6 +263,9 @@ def of_every_base(options: argparse.Namespace, letters: np.ndarray) -> Iterator[
     rule[np.isnan(places.scores)] = np.nan
     for group, rows in groups.items():
         yield from measured(places.scored_by(rule).take(np.flatnonzero(rows)), "always the transition", group)
+    first_the_rule = places.scored_by(places.scores + 1000 * rule)  # more than any score
+    for group, rows in groups.items():
+        yield from measured(first_the_rule.take(np.flatnonzero(rows)), "the transition, then the model", group)
     train = Genome(str(options.train))
     name = next(iter(train.lengths))
     codes = codes_of(train.fetch(name, 0, min(TRAIN_BASES, train.lengths[name])))
@@ -329,47 +334,77 @@ def of_observed(kinds: Mapping[str, np.ndarray]) -> Iterator[Row]:
             yield {"measure": "share that the model prefers to REF", "group": name, "scorer": "model",
                    "window_bases": 1024, "places": len(values), "value": round(share, 4),
                    "low": round(share - spread, 4), "high": round(share + spread, 4)}  # fmt: skip
-    pair = (kinds["transition"], kinds["transversion"])
+    both = np.concatenate([kinds["transition"], kinds["transversion"]])
+    which = np.arange(len(both)) < len(kinds["transition"])
+
+    def transitions_above(of: tuple[np.ndarray, np.ndarray]) -> float:
+        return auc(of[0][of[1]], of[0][~of[1]])
+
+    low, high = interval(
+        transitions_above, (both, which), len(both), lambda pair, rows: (pair[0][rows], pair[1][rows])
+    )
     yield {"measure": "AUC, transitions above transversions", "group": "observed", "scorer": "model",
-           "window_bases": 1024, "places": sum(map(len, pair)), "value": round(auc(*pair), 4)}  # fmt: skip
+           "window_bases": 1024, "places": len(both), "value": round(transitions_above((both, which)), 4),
+           "low": round(low, 4), "high": round(high, 4)}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
 def draw_scores(rows: list[Row], kinds: Mapping[str, np.ndarray], places: Places, to: Path) -> None:
-    """Distributions of scores; who finds the observed base; what longer windows add."""
-    figure, (left, middle, right) = charts.panels(3, columns=3)
+    """Distributions of scores; who finds the observed base, in all and like with like; what longer windows add."""
+    longer = any(row["group"].startswith("places of") for row in rows)
+    figure, axes = charts.panels(3 + longer, columns=3 - longer)
+    draw_distributions(kinds, places, axes[0])
+    best = best_order(rows)
+    of_all = {"model": BLUE, "always the transition": OCHRE, "the transition, then the model": GREEN}
+    of_all[best] = charts.MUTED
+    draw_groups(rows, "AUC, observed against the two others", of_all, axes[1])
+    axes[1].set(title="Observed base against the other two", ylabel="AUC, 95 % interval", ylim=(0.45, 1.02))
+    for measure, marker in (("observed transversion above the other one", "o"), (MATCHED_TRANSITIONS, "s")):
+        draw_groups(rows, measure, {"model": BLUE, best: charts.MUTED}, axes[2], marker)
+    axes[2].set(title="Like with like", ylabel="share or AUC, 95 % interval", ylim=(0.45, 0.75))
+    if longer:
+        draw_windows(rows, axes[3])
+    charts.save(figure, to)
+
+
+def draw_distributions(kinds: Mapping[str, np.ndarray], places: Places, axes: Any) -> None:
     made_up = places.scores.copy()
     made_up[np.arange(len(places)), places.observed] = np.nan
     shown = {"observed transitions": kinds["transition"], "observed transversions": kinds["transversion"],
              "made-up bases": made_up[np.isfinite(made_up)]}  # fmt: skip
-    for (name, values), colour in zip(shown.items(), ("#1458c0", "#1f8a4c", charts.MUTED)):
-        left.hist(np.clip(values, -8, 4), bins=np.linspace(-8, 4, 61), density=True, histtype="step", color=colour,
-                  label=name, linewidth=1.5)  # fmt: skip
-    left.set(title="Scores, windows of 1,024", xlabel="log p(ALT) - log p(REF), nats (ends clipped)", ylabel="density")
-    left.legend(fontsize=7, loc="upper left")
-    best = best_order(rows)
-    names = ["model", "always the transition", best]
+    for (name, values), colour in zip(shown.items(), (BLUE, GREEN, charts.MUTED)):
+        axes.hist(values, bins=np.linspace(-9, 9, 73), weights=np.full(len(values), 4 / len(values)), histtype="step",
+                  color=colour, label=name, linewidth=1.3)  # fmt: skip
+    axes.axvline(0, color=charts.MUTED, linewidth=0.8, linestyle=":")
+    axes.set(title="Scores, windows of 1,024", xlabel="log p(ALT) - log p(REF), nats", ylabel="density", ylim=(0, 0.45))
+    axes.legend(fontsize=7, loc="upper left")
+
+
+def draw_groups(rows: list[Row], measure: str, colours: Mapping[str, str], axes: Any, marker: str = "o") -> None:
+    """A measure of several scorers at each kind of place."""
     groups = ("all", "repeat", "unique", "CpG", "not CpG")
-    for number, (name, colour) in enumerate(zip(names, ("#1458c0", "#b07800", charts.MUTED))):
-        found = [row for row in rows if row["measure"].startswith("AUC, obs") and row["scorer"] == name]
-        found = [row for row in found if row["group"] in groups]
-        at = [groups.index(row["group"]) + 0.2 * (number - 1) for row in found]
-        middle.errorbar(at, *with_spread(found), fmt="o", color=colour, label=name, markersize=4)
-    middle.axhline(0.5, color=charts.MUTED, linewidth=0.8, linestyle=":")
-    middle.set_xticks(range(len(groups)), groups, fontsize=8)
-    middle.set(title="Observed base against the other two", ylabel="AUC, 95 % interval")
-    middle.legend(fontsize=7)
+    short = {"observed transversion above the other one": ", transversions", MATCHED_TRANSITIONS: ", transitions"}
+    shift, fill = (0.1, "white") if marker == "s" else (0.0, "")
+    for number, (name, colour) in enumerate(colours.items()):
+        found = [row for row in rows if row["measure"] == measure and row["scorer"] == name and row["group"] in groups]
+        at = [groups.index(row["group"]) + 0.2 * (number - (len(colours) - 1) / 2) + shift for row in found]
+        axes.errorbar(at, *with_spread(found), fmt=marker, color=colour, markersize=4, markerfacecolor=fill or colour,
+                      label=name + short.get(measure, ""))  # fmt: skip
+    axes.axhline(0.5, color=charts.MUTED, linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(len(groups)), groups, fontsize=8)
+    axes.legend(fontsize=7, loc="upper left", ncols=2)
+
+
+def draw_windows(rows: list[Row], axes: Any) -> None:
     for group in dict.fromkeys(row["group"] for row in rows if row["group"].startswith("places of")):
         found = [row for row in rows if row["group"] == group and row["measure"].startswith("AUC, obs")]
         at = [row["window_bases"] for row in found]
-        right.errorbar(at, *with_spread(found), marker="o", capsize=2, label=f"{found[0]['places']:,} places")
-    right.set(title="The same places, longer windows", xlabel="bases in the window", ylabel="AUC, 95 % interval")
-    right.set_xscale("log", base=2)
-    if right.get_legend_handles_labels()[0]:
-        right.legend(fontsize=7)
-    charts.save(figure, to)
+        axes.errorbar(at, *with_spread(found), marker="o", capsize=2, label=f"{found[0]['places']:,} places")
+    axes.set(title="The same places, longer windows", xlabel="bases in the window", ylabel="AUC, 95 % interval")
+    axes.set_xscale("log", base=2)
+    axes.legend(fontsize=7)
 
 
 def with_spread(rows: list[Row]) -> tuple[list[float], list[list[float]]]:
@@ -393,19 +428,22 @@ def draw_chromosome(results: Path, to: Path) -> None:
     rows = charts.newest(rows, "bases")
     figure, (left, right) = charts.panels(2, columns=2, width=5.6)
     kept = bits[:, 1] > 50_000
-    left.plot(bits[kept, 0] / 1e6, bits[kept, 2], ".", color="#1458c0", markersize=2.5)
+    left.plot(bits[kept, 0] / 1e6, bits[kept, 2], ".", color=BLUE, markersize=2.5)
     left.axvline(TRAIN_BASES / 1e6, color=charts.MUTED, linewidth=0.8)
     left.text(TRAIN_BASES / 1e6 - 0.6, bits[kept, 2].min(), "trained on | held out", fontsize=8, ha="center")
     left.set(title="Every base of chromosome 20, read in one stream", xlabel="Mb", ylabel="bits a base, 100 kb")
     lengths = [int(row["bases"]) / 1e6 for row in rows]
-    for column, name, colour in (("gpu_mib", "GPU, highest", "#1458c0"), ("cpu_mib", "CPU, highest", "#1f8a4c")):
+    for column, name, colour in (("gpu_mib", "GPU, highest", BLUE), ("cpu_mib", "CPU, highest", GREEN)):
         values = [(x, float(row[column]) / 1024) for x, row in zip(lengths, rows) if row[column]]
         right.plot([x for x, _ in values], [y for _, y in values], "o-", color=colour, label=name)
     for x, row in zip(lengths, rows):
-        right.annotate(f"{float(row['seconds']):.1f} s", (x, 0), textcoords="offset points", xytext=(0, 6), fontsize=8)
+        right.annotate(f"in {float(row['seconds']):.1f} s", (x, 0), textcoords="offset points", xytext=(0, 6),
+                       fontsize=8, ha="center")  # fmt: skip
     right.set(title="Memory does not grow with the sequence", xlabel="Mb", ylabel="GiB", xscale="log")
-    right.set_ylim(bottom=0)
-    right.legend(fontsize=8)
+    right.set_xticks(lengths, [f"{x:.3g}" for x in lengths])
+    right.minorticks_off()
+    right.set(xlim=(lengths[0] / 1.5, lengths[-1] * 1.5), ylim=(0, 2))
+    right.legend(fontsize=8, loc="upper right")
     charts.save(figure, to)
 
 
@@ -417,9 +455,10 @@ def draw_mutagenesis(results: Path, letters: np.ndarray, to: Path) -> None:
     mean = -effects.sum(1) / 3
     figure, (axes,) = charts.panels(1, columns=1, width=10, height=2.8)
     repeat = letters[position - 1] >= ord("a")
-    axes.fill_between(position, 0, 1, where=repeat, transform=axes.get_xaxis_transform(), color="#b07800", alpha=0.12,
+    axes.fill_between(position, 0, 1, where=repeat, transform=axes.get_xaxis_transform(), color=OCHRE, alpha=0.12,
                       step="mid", label="repeat (soft-masked)")  # fmt: skip
-    axes.bar(position, mean, width=1.0, color="#1458c0")
+    axes.bar(position, mean, width=1.0, color=BLUE)
+    axes.set_axisbelow(True)
     axes.axhline(0, color=charts.INK, linewidth=0.6)
     axes.set(title="Every substitution of an Alu and what lies around it", xlabel=f"{rows[0]['contig']}, position",
              ylabel="mean loss of a change, nats")  # fmt: skip
