@@ -140,3 +140,11 @@ def test_set_keys_sets_what_exists():
     assert set_keys({"a": {"b": 1}}, ["a.b=[1, x]"]) == {"a": {"b": [1, "x"]}}
     with pytest.raises(OverrideError, match=r"has no a.c; did you mean a.b"):
         set_keys({"a": {"b": 1}}, ["a.c=2"])
+
+
+def test_the_command_runs_as_a_module():
+    words = [sys.executable, "-m", "seqmodels", "trian"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "trian" in done.stderr
+    assert "train" in done.stderr
