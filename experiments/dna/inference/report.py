@@ -354,16 +354,16 @@ def of_observed(kinds: Mapping[str, np.ndarray]) -> Iterator[Row]:
 def draw_scores(rows: list[Row], kinds: Mapping[str, np.ndarray], places: Places, to: Path) -> None:
     """Distributions of scores; who finds the observed base, in all and like with like; what longer windows add."""
     longer = any(row["group"].startswith("places of") for row in rows)
-    figure, axes = charts.panels(3 + longer, columns=3 - longer)
+    figure, axes = charts.panels(3 + longer, columns=3 - longer, width=4.8, height=3.6)
     draw_distributions(kinds, places, axes[0])
     best = best_order(rows)
     of_all = {"model": BLUE, "always the transition": OCHRE, "the transition, then the model": GREEN}
     of_all[best] = charts.MUTED
     draw_groups(rows, "AUC, observed against the two others", of_all, axes[1])
-    axes[1].set(title="Observed base against the other two", ylabel="AUC, 95 % interval", ylim=(0.45, 1.02))
+    axes[1].set(title="Observed base against the other two", ylabel="AUC, 95 % interval", ylim=(0.45, 0.95))
     for measure, marker in (("observed transversion above the other one", "o"), (MATCHED_TRANSITIONS, "s")):
         draw_groups(rows, measure, {"model": BLUE, best: charts.MUTED}, axes[2], marker)
-    axes[2].set(title="Like with like", ylabel="share or AUC, 95 % interval", ylim=(0.45, 0.75))
+    axes[2].set(title="Like with like", ylabel="share or AUC, 95 % interval", ylim=(0.45, 0.7))
     if longer:
         draw_windows(rows, axes[3])
     charts.save(figure, to)
@@ -394,7 +394,7 @@ def draw_groups(rows: list[Row], measure: str, colours: Mapping[str, str], axes:
                       label=name + short.get(measure, ""))  # fmt: skip
     axes.axhline(0.5, color=charts.MUTED, linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(groups)), groups, fontsize=8)
-    axes.legend(fontsize=7, loc="upper left", ncols=2)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def draw_windows(rows: list[Row], axes: Any) -> None:
