@@ -39,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     clear(stage.folder)
     steps: list[tuple[str, Callable]] = [
         ("learn to predict DNA, base by base, from eight vertebrate genomes", dna.language_model),
-        ("fine-tune that model to tell the eight species apart", dna.species),
+        ("train that model on, told the species, and ask it which of eight a window is of", dna.species),
         ("learn to predict sound, sample by sample, and make some", sound.digits),
         ("score variants with the DNA model", dna.variants),
     ]

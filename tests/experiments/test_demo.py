@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from seqmodels.backbones.class_conditioned import ClassConditioned
+from seqmodels.inference import load
 from seqmodels.reporting import external_references
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +62,20 @@ def test_the_report_is_one_file_with_every_result(demo: tuple[Path, subprocess.C
     for heading in ("DNA language model", "Species of DNA windows", "Spoken digits", "Variant scores", "How to go on"):
         assert heading in page
     assert "the numbers mean nothing" in page
+
+
+@pytest.mark.slow
+def test_species_are_named_by_likelihood(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """By the DNA model, which was told the species and has learnt on: what the report shows is what it answered."""
+    folder, process = demo
+    assert re.search(r"\$ seqmodels evaluate run=\S*species by_likelihood=true", process.stdout)
+    answer = json.loads((folder / "species" / "results" / "evaluate-test.json").read_text())
+    assert answer["by_likelihood"]
+    assert np.sum(answer["confusion"]) == answer["sequences"] > 0
+    assert f"<strong>{answer['metrics']['accuracy']:.1%}</strong> of them" in (folder / "report.html").read_text()
+    told = load(folder / "species").model.backbone
+    assert isinstance(told, ClassConditioned)
+    assert told.num_classes == 8
 
 
 @pytest.mark.slow
