@@ -90,13 +90,15 @@ def prune(checkpoints: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def find_checkpoint(path: str | Path, which: str = "last") -> Path:
+def find_checkpoint(path: str | Path, which: str = "last", *, resumable: bool = False) -> Path:
     """The checkpoint folder meant by a run folder, or by a checkpoint folder itself.
 
     Args:
         path: `runs/x` or `runs/x/checkpoints/step-00000200`.
         which: of a run folder, the newest ("last") or the one with the best validation ("best", see
             `TrainerSettings.best_by`; the newest where nothing was validated).
+        resumable: training is to go on from it. Else `training_state.pt`, two thirds of a checkpoint, may be missing:
+            a model is handed on without it.
 
     Returns:
         A folder whose files match its manifest. Where the newest is damaged, the one before it, and a warning.
@@ -110,7 +112,7 @@ def find_checkpoint(path: str | Path, which: str = "last") -> Path:
     if not path.is_dir():
         raise CheckpointError(f"there is no run folder {str(path)!r}{_runs_nearby(path)}")
     if (path / META).exists() or (path / MANIFEST).exists():
-        problem = damage(path)
+        problem = damage(path, resumable=resumable)
         if problem:
             raise CheckpointError(f"the checkpoint {path} cannot be used: {problem}")
         return path
@@ -120,23 +122,29 @@ def find_checkpoint(path: str | Path, which: str = "last") -> Path:
     if which == "best" and best is not None:
         candidates = [best, *(folder for folder in candidates if folder != best)]
     for folder in candidates:
-        problem = damage(folder)
+        problem = damage(folder, resumable=resumable)
         if problem is None:
             return folder
         log.warning("the checkpoint %s cannot be used (%s); taking the one before it", folder, problem)
-    raise CheckpointError(f"{path} holds no complete checkpoint: training stopped before the first one was saved")
+    why = "each is damaged, as said above" if candidates else "training stopped before the first one was saved"
+    raise CheckpointError(f"{path} holds no complete checkpoint: {why}")
 
 
-def damage(folder: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted, in words; None when every file matches its manifest."""
+def damage(folder: Path, *, resumable: bool = True) -> str | None:
+    """Why a checkpoint folder cannot be trusted, in words; None when every file matches its manifest.
+
+    What only resuming needs may be missing where nobody resumes.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError):
         return f"{MANIFEST} is missing or damaged"
     for name, expected in files.items():
         path = folder / name
+        if name == TRAINING_STATE and not resumable and not path.exists():
+            continue
         if not path.is_file():
-            return f"{name} is missing"
+            return f"{name} is missing" + (", from which training would go on" if name == TRAINING_STATE else "")
         size = path.stat().st_size
         if size != expected["bytes"]:
             return f"{name} is truncated: {size} of {expected['bytes']} bytes"

@@ -276,7 +276,7 @@ def _checkpoint_to_resume(run_dir: str | Path, settings: TrainerSettings) -> Pat
     if not any(run.checkpoints.glob("step-*")):
         log.info("resuming    from the beginning: %s was stopped before its first checkpoint", run_dir)
         return None
-    checkpoint = find_checkpoint(run.path, "last")
+    checkpoint = find_checkpoint(run.path, "last", resumable=True)
     meta = read_meta(checkpoint)
     step, waited = meta["step"], meta.get("validations_since_best", 0)
     if settings.patience is not None and waited >= settings.patience:

@@ -39,6 +39,16 @@ def test_what_is_written_is_read_back(tmp_path):
     assert torch.equal(state["a"], torch.ones(2))
 
 
+def test_a_model_handed_on_without_its_training_state_is_read_but_not_resumed(tmp_path):
+    folder = write(tmp_path, 3)
+    (folder / cp.TRAINING_STATE).unlink()
+    assert find_checkpoint(tmp_path) == find_checkpoint(folder) == folder
+    with pytest.raises(CheckpointError, match=r"training_state.pt is missing, from which training would go on"):
+        find_checkpoint(folder, resumable=True)
+    with pytest.raises(CheckpointError, match="each is damaged"):
+        find_checkpoint(tmp_path, resumable=True)
+
+
 def test_tied_weights_are_stored_once(tmp_path):
     folder = write(tmp_path, 3)
     assert cp.read_meta(folder)["shared_weights"] == {"lm_head.weight": "backbone.embedding.weight"}
@@ -52,7 +62,7 @@ def test_tied_weights_are_stored_once(tmp_path):
 @pytest.mark.parametrize("cut", ["gone", "empty", "half", "one byte less", "one bit other"])
 def test_any_damage_to_the_newest_gives_the_one_before_and_says_so(tmp_path, name, cut, caplog):
     older, newer = write(tmp_path, 3, value=3.0), write(tmp_path, 5, value=5.0)
-    assert find_checkpoint(tmp_path) == newer
+    assert find_checkpoint(tmp_path, resumable=True) == newer
     damaged = newer / name
     data = damaged.read_bytes()
     if cut == "gone":
@@ -63,10 +73,10 @@ def test_any_damage_to_the_newest_gives_the_one_before_and_says_so(tmp_path, nam
         damaged.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:] if name != cp.MANIFEST else data)
     else:
         damaged.write_bytes(data[: {"empty": 0, "half": len(data) // 2, "one byte less": -3}[cut]])
-    assert find_checkpoint(tmp_path) == older
+    assert find_checkpoint(tmp_path, resumable=True) == older
     assert "taking the one before it" in caplog.text
     with pytest.raises(CheckpointError, match="cannot be used"):
-        find_checkpoint(newer)
+        find_checkpoint(newer, resumable=True)
 
 
 @pytest.mark.parametrize("breaks", ["save_file", "torch.save", "_fingerprint", "_flush", "rename"])
