@@ -1,4 +1,4 @@
-"""`make demo`: real DNA and real sound to trained models and their output, about four minutes on two CPU cores.
+"""`make demo`: real DNA and real sound to trained models and their output, under five minutes on two CPU cores.
 
     python experiments/demo/run.py                       everything, into runs/demo
     python experiments/demo/run.py --quick --output X    a few training steps of everything, to see that it works
