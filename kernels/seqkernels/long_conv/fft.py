@@ -146,16 +146,4 @@ def fft_size(length: int) -> int:
     return power
 
 
-forward_op, backward_op = registered("long_conv_fft", Moves(channels_first, channels_last))
-
-
-def conv(u_BLE: Tensor, kernel_EK: Tensor) -> Tensor:
-    """See `seqkernels.long_conv.op` for the arguments."""
-    return forward_op(u_BLE, kernel_EK)
-
-
-def gradients(
-    dy_BLE: Tensor, u_BLE: Tensor, kernel_EK: Tensor, needs_u: bool, needs_kernel: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `conv`; empty where not needed."""
-    return backward_op(dy_BLE, u_BLE, kernel_EK, needs_u, needs_kernel)
+conv, gradients = registered("long_conv_fft", Moves(channels_first, channels_last))
