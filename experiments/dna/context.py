@@ -164,10 +164,12 @@ def held_out_rows(run_dir: Path, about: Row, options: argparse.Namespace, *, eve
 
 def keep_best(run_dir: Path, bits: float, options: argparse.Namespace) -> None:
     """OUT/dna_run is the best run so far."""
+    from seqmodels.training.checkpoint import export_run
+
     note = options.work / "best_bits.txt"
     if not note.exists() or bits < float(note.read_text()):
         note.write_text(f"{bits}\n")
-        lm.export_run(run_dir, options.out / "dna_run")
+        export_run(run_dir, options.out / "dna_run", "last")
 
 
 def start_rows(options: argparse.Namespace) -> Iterator[Row]:

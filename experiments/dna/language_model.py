@@ -131,21 +131,6 @@ def parameters(run_dir: Path) -> int:
     return sum(parameter.numel() for parameter in load(run_dir, "cpu", which="last").model.parameters())
 
 
-def export_run(run_dir: Path, to: Path) -> None:
-    """A run folder for inference alone: weights, configuration and log, without the optimizer's state."""
-    from seqmodels.training.checkpoint import find_checkpoint, point, read_meta, read_weights, write_checkpoint
-
-    folder = find_checkpoint(run_dir, "last")
-    shutil.rmtree(to, ignore_errors=True)
-    target = to / "checkpoints" / folder.name
-    meta = {key: value for key, value in read_meta(folder).items() if key not in ("format", "shared_weights")}
-    write_checkpoint(target, weights=read_weights(folder), meta=meta, training_state={})
-    for name in ("last", "best"):
-        point(target.parent, name, target)
-    for name in ("config.yaml", "metrics.csv"):
-        shutil.copyfile(run_dir / name, to / name)
-
-
 def start_of_peak() -> None:
     """Forgets what earlier runs left behind, so that `peak_gib` is this one's."""
     import gc

@@ -53,6 +53,7 @@ Row = dict[str, Any]
 def train_rows(data: dna_data.HumanData, options: argparse.Namespace) -> Iterator[Row]:
     """Trains, sends the curve on the way, then judges on everything held out."""
     from seqmodels.inference import load
+    from seqmodels.training.checkpoint import export_run
 
     tokens_per_step = options.batch * options.window
     about: Row = dict(
@@ -73,7 +74,7 @@ def train_rows(data: dna_data.HumanData, options: argparse.Namespace) -> Iterato
         what="training", split="train", bits_per_base=round(log[-1]["bits_per_base"], 5),
         tokens_per_s=lm.typical_rate(log), peak_gib=lm.peak_gib(), status="ok",
     )  # fmt: skip
-    lm.export_run(result.run_dir, options.out / "dna_run")
+    export_run(result.run_dir, options.out / "dna_run", "last")
     model = load(result.run_dir, which="last").model
     for window in options.eval_windows:
         for split, name in lm.SPLIT_NAMES.items():

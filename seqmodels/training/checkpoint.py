@@ -44,7 +44,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    folder: Path, *, weights: Mapping[str, Tensor], meta: Mapping[str, Any], training_state: Mapping[str, Any]
+    folder: Path, *, weights: Mapping[str, Tensor], meta: Mapping[str, Any], training_state: Mapping[str, Any] | None
 ) -> None:
     """Writes a checkpoint folder atomically; a complete one that is there already is replaced.
 
@@ -52,7 +52,7 @@ def write_checkpoint(
         folder: `<run>/checkpoints/step-…`.
         weights: the model's state dict; tensors that share memory are stored once.
         meta: plain JSON values, see the module's text.
-        training_state: tensors, numbers, strings, lists and dicts only.
+        training_state: tensors, numbers, strings, lists and dicts only; None for a model that is handed on.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".draft-{folder.name}-{os.getpid()}"
@@ -61,8 +61,11 @@ def write_checkpoint(
     own, shared = _without_shared(weights)
     save_file(own, draft / WEIGHTS, metadata={"format": "pt"})
     (draft / META).write_text(json.dumps({"format": FORMAT_VERSION, **meta, "shared_weights": shared}, indent=2) + "\n")
-    torch.save(dict(training_state), draft / TRAINING_STATE)
-    files = {name: _fingerprint(draft / name) for name in (WEIGHTS, META, TRAINING_STATE)}
+    names = [WEIGHTS, META]
+    if training_state is not None:
+        torch.save(dict(training_state), draft / TRAINING_STATE)
+        names.append(TRAINING_STATE)
+    files = {name: _fingerprint(draft / name) for name in names}
     (draft / MANIFEST).write_text(json.dumps({"format": FORMAT_VERSION, "files": files}, indent=2) + "\n")
     for path in (*draft.iterdir(), draft):
         _flush(path)
@@ -130,6 +133,30 @@ def find_checkpoint(path: str | Path, which: str = "last", *, resumable: bool = 
     raise CheckpointError(f"{path} holds no complete checkpoint: {why}")
 
 
+def export_run(run_dir: Path, to: Path, which: str = "best") -> None:
+    """A run folder to hand on: one checkpoint without the optimizer's state, the configuration and the log.
+
+    Args:
+        run_dir: of a training run.
+        to: the new run folder; what stands there is replaced.
+        which: "last" or "best", as in `find_checkpoint`.
+
+    Raises:
+        CheckpointError: the run holds no complete checkpoint.
+    """
+    folder = find_checkpoint(run_dir, which)
+    assert run_dir.resolve() not in (to.resolve(), *to.resolve().parents), "a run is not exported into itself"
+    shutil.rmtree(to, ignore_errors=True)
+    target = to / "checkpoints" / folder.name
+    meta = {key: value for key, value in read_meta(folder).items() if key not in ("format", "shared_weights")}
+    write_checkpoint(target, weights=read_weights(folder), meta=meta, training_state=None)
+    for name in ("last", "best"):
+        point(target.parent, name, target)
+    for name in ("config.yaml", "metrics.csv"):
+        if (run_dir / name).exists():
+            shutil.copyfile(run_dir / name, to / name)
+
+
 def damage(folder: Path, *, resumable: bool = True) -> str | None:
     """Why a checkpoint folder cannot be trusted, in words; None when every file matches its manifest.
 
@@ -139,6 +166,8 @@ def damage(folder: Path, *, resumable: bool = True) -> str | None:
         files = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError):
         return f"{MANIFEST} is missing or damaged"
+    if resumable and TRAINING_STATE not in files:
+        return f"{TRAINING_STATE} is missing, from which training would go on"
     for name, expected in files.items():
         path = folder / name
         if name == TRAINING_STATE and not resumable and not path.exists():

@@ -151,6 +151,7 @@ class Digits:
         """Loads the judge and its data once for all models."""
         from seqmodels.inference import load
         from seqmodels.instantiate import build
+        from seqmodels.training.checkpoint import export_run
         from seqmodels.training.run_folder import RunFolder
 
         self.judge = load(run), build(RunFolder.open(run).read_config()["domain"]["dataset"])
@@ -269,21 +270,6 @@ def load_ids(file: Path) -> np.ndarray:
     from domains.audio.wav import read_samples
 
     return MuLawTokenizer(sample_rate_hz=8000).encode(read_samples(file))
-
-
-def export_run(run: Path, to: Path) -> None:
-    """A run folder with its best checkpoint alone, and without the optimizer's state: what scores sounds elsewhere."""
-    from seqmodels.training.checkpoint import find_checkpoint, point, read_meta, read_weights, write_checkpoint
-
-    folder = find_checkpoint(run, "best")
-    shutil.rmtree(to, ignore_errors=True)
-    target = to / "checkpoints" / folder.name
-    meta = {key: value for key, value in read_meta(folder).items() if key not in ("format", "shared_weights")}
-    write_checkpoint(target, weights=read_weights(folder), meta=meta, training_state={})
-    for name in ("last", "best"):
-        point(target.parent, name, target)
-    for name in ("config.yaml", "metrics.csv"):
-        shutil.copyfile(run / name, to / name)
 
 
 def read_rows_tsv(path: Path) -> list[dict[str, str]]:

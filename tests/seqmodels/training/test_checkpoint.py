@@ -49,6 +49,24 @@ def test_a_model_handed_on_without_its_training_state_is_read_but_not_resumed(tm
         find_checkpoint(tmp_path, resumable=True)
 
 
+def test_an_exported_run_holds_one_checkpoint_to_read(tmp_path):
+    run, to = tmp_path / "run", tmp_path / "handed on"
+    write(run, 3, value=3.0), write(run, 5, value=5.0)
+    cp.point(run / "checkpoints", "best", step_folder(run / "checkpoints", 3))
+    (run / "config.yaml").write_text("seed: 1\n")
+    cp.export_run(run, to)
+    for which in ("last", "best"):
+        folder = find_checkpoint(to, which)
+        assert {name: t.tolist() for name, t in cp.read_weights(folder).items()} == {
+            name: t.tolist() for name, t in weights(3.0).items()
+        }
+        assert cp.read_meta(folder) == cp.read_meta(find_checkpoint(run, "best"))
+    assert (to / "config.yaml").read_text() == "seed: 1\n"
+    assert not (folder / cp.TRAINING_STATE).exists()
+    with pytest.raises(CheckpointError, match="training would go on"):
+        find_checkpoint(folder, resumable=True)
+
+
 def test_tied_weights_are_stored_once(tmp_path):
     folder = write(tmp_path, 3)
     assert cp.read_meta(folder)["shared_weights"] == {"lm_head.weight": "backbone.embedding.weight"}
