@@ -53,6 +53,14 @@ def test_blocks_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(one, many, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("implementation", ["torch", "reference"])
+def test_autocast_changes_nothing(implementation: str) -> None:
+    u_BLE, kernel_EK = torch.randn(2, 40, 3), torch.randn(3, 40)
+    expected = long_conv(u_BLE, kernel_EK, implementation=implementation)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(long_conv(u_BLE, kernel_EK, implementation=implementation), expected)
+
+
 IN_THE_INTERPRETER = """
 import torch
 from seqkernels.long_conv import fft, gpu

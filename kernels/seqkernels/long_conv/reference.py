@@ -6,6 +6,7 @@ y_t = sum over k from 0 to min(t, K-1) of kernel_k u_{t-k}          one kernel a
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,13 +19,11 @@ def unavailable(u_BLE: Tensor, parameter: Tensor, **details: object) -> str | No
 
 
 def conv(u_BLE: Float[Tensor, "B L E"], kernel_EK: Float[Tensor, "E K"]) -> Float[Tensor, "B L E"]:
-    """One shifted product a tap; see `seqkernels.long_conv.op` for the arguments."""
-    u_BLE = u_BLE.to(accumulation_dtype(u_BLE.dtype))
-    y_BLE = torch.zeros_like(u_BLE)
-    for k, taps_E in enumerate(kernel_EK[:, : u_BLE.shape[1]].unbind(dim=1)):
-        shifted = torch.cat([torch.zeros_like(u_BLE[:, :k]), u_BLE[:, : u_BLE.shape[1] - k]], dim=1)
-        y_BLE = y_BLE + taps_E * shifted
-    return y_BLE
+    """PyTorch's direct convolution; see `seqkernels.long_conv.op` for the arguments."""
+    kernel_EK = kernel_EK[:, : u_BLE.shape[1]]
+    u_BEL = F.pad(u_BLE.to(accumulation_dtype(u_BLE.dtype)).mT, (kernel_EK.shape[1] - 1, 0))
+    with torch.autocast(u_BLE.device.type, enabled=False):
+        return F.conv1d(u_BEL, kernel_EK.flip(1)[:, None], groups=u_BLE.shape[2]).mT  # it correlates: taps last to first
 
 
 def gradients(
