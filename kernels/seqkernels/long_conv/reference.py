@@ -22,8 +22,9 @@ def conv(u_BLE: Float[Tensor, "B L E"], kernel_EK: Float[Tensor, "E K"]) -> Floa
     """PyTorch's direct convolution; see `seqkernels.long_conv.op` for the arguments."""
     kernel_EK = kernel_EK[:, : u_BLE.shape[1]]
     u_BEL = F.pad(u_BLE.to(accumulation_dtype(u_BLE.dtype)).mT, (kernel_EK.shape[1] - 1, 0))
+    filters = kernel_EK.flip(1)[:, None]  # conv1d correlates
     with torch.autocast(u_BLE.device.type, enabled=False):
-        return F.conv1d(u_BEL, kernel_EK.flip(1)[:, None], groups=u_BLE.shape[2]).mT  # it correlates: taps last to first
+        return F.conv1d(u_BEL, filters, groups=u_BLE.shape[2]).mT
 
 
 def gradients(
