@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Complex, Float, Int
 from seqkernels.checks import accumulation_dtype, check_cu_seqlens, complex_of
-from seqkernels.long_conv.fft import channel_blocks
 from seqkernels.long_conv.op import implicit_long_conv
+from seqkernels.long_conv.sizes import channel_blocks
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from seqkernels import causal_conv1d, long_conv
 from seqkernels.checks import accumulation_dtype, check_cu_seqlens
-from seqkernels.long_conv.fft import fft_size
+from seqkernels.long_conv.sizes import fft_size
 from torch import Tensor, nn
 
 from seqmodels.layers.base import SequenceLayer, require_positive

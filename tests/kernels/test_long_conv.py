@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from seqkernels import long_conv
-from seqkernels.long_conv import fft
+from seqkernels.long_conv import sizes
 from seqkernels.long_conv.op import implicit_long_conv
 from torch import Tensor
 
@@ -42,13 +42,13 @@ def test_only_what_is_asked_for_is_differentiated() -> None:
 def test_blocks_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     u_BLE, rate, scale = (torch.rand(*shape).requires_grad_() for shape in ((2, 40, 7), (7, 1), (7, 1)))
     results = []
-    for elements in (2**26, 3 * 2 * fft.fft_size(79)):
-        monkeypatch.setattr(fft, "BLOCK_ELEMENTS", elements)
+    for elements in (2**26, 3 * 2 * sizes.fft_size(79)):
+        monkeypatch.setattr(sizes, "BLOCK_ELEMENTS", elements)
         y_BLE = implicit_long_conv(u_BLE, decaying, (rate, scale))
         results.append((y_BLE, *torch.autograd.grad(y_BLE.square().sum(), (u_BLE, rate, scale))))
         plain = long_conv(u_BLE, decaying(rate, scale).detach())
         results[-1] += (plain, *torch.autograd.grad(plain.sum(), u_BLE))
-    assert len(fft.channel_blocks(u_BLE)) == 3
+    assert len(sizes.channel_blocks(u_BLE)) == 3
     for one, many in zip(*results, strict=True):
         torch.testing.assert_close(one, many, rtol=1e-6, atol=1e-6)
 

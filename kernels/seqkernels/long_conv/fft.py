@@ -14,12 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seqkernels.checks import accumulation_dtype
-from seqkernels.dispatch import constant
 from seqkernels.library import Op, register
-
-BLOCK_ELEMENTS = (
-    2**26
-)  # of a block's padded input: 256 MiB in fp32; transforms and products take about six times as much
+from seqkernels.long_conv.sizes import channel_blocks, fft_size
 
 
 def unavailable(u_BLE: Tensor, parameter: Tensor, **details: object) -> str | None:
@@ -90,25 +86,6 @@ def registered(name: str, moves: Moves) -> tuple[Op, Op]:
     return register(name, forward, fake, save, differentiate, devices=devices), backward_op
 
 
-def channel_blocks(u_BLE: Tensor) -> list[slice]:
-    """Blocks of channels whose transient memory is bounded: about 1.5 GiB, or one channel.
-
-    On a GPU it may be a sixteenth of its memory: a small block is over before the next has been launched.
-    """
-    B, L, E = u_BLE.shape
-    elements = BLOCK_ELEMENTS
-    if u_BLE.is_cuda:
-        sixteenth = _memory_bytes(u_BLE.device.index) // 16
-        elements = max(elements, 1 << (sixteenth // 24).bit_length() - 1)  # 4 bytes, six times
-    block = min(E, max(1, elements // (B * fft_size(2 * L - 1))))
-    return [slice(first, first + block) for first in range(0, E, block)]
-
-
-@constant
-def _memory_bytes(index: int) -> int:
-    return torch.cuda.get_device_properties(index).total_memory if torch.cuda.is_available() else 0
-
-
 def _convolve(moves: Moves, u_BLE: Float[Tensor, "B L E"], kernel_EK: Float[Tensor, "E K"]) -> Tensor:
     L = u_BLE.shape[1]
     kernel_EK = kernel_EK[:, :L]
@@ -135,15 +112,6 @@ def _gradients(
         spectrum_EBF *= torch.fft.rfft(kernel_EK[:, :L], n=size, norm="forward").conj_physical()[:, None]
         du_BLE = moves.channels_last(torch.fft.irfft(spectrum_EBF, n=size, norm="forward"), L, u_BLE.dtype)
     return du_BLE, dkernel_EK
-
-
-def fft_size(length: int) -> int:
-    """The smallest even number of at least `length` whose prime factors are 2, 3 and 5, with few of the latter."""
-    power = max(2, 1 << (length - 1).bit_length())
-    for odd, full in ((9, 16), (5, 8), (3, 4), (15, 16)):
-        if power >= 2 * full and power * odd // full >= length:
-            return power * odd // full
-    return power
 
 
 conv, gradients = registered("long_conv_fft", Moves(channels_first, channels_last))

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from seqkernels.checks import accumulation_dtype, check_device, check_float
 from seqkernels.dispatch import Registry
-from seqkernels.long_conv.fft import channel_blocks
+from seqkernels.long_conv.sizes import channel_blocks
 
 OP = "long_conv"
 

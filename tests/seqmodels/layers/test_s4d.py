@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from seqkernels.long_conv import fft
+from seqkernels.long_conv import sizes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqmodels.layers.s4d import S4D, S4DKernel, S4DState
@@ -230,7 +230,7 @@ def test_a_model_cast_to_bf16_by_hand_keeps_an_fp32_state():
 def test_blocks_of_channels_change_nothing(monkeypatch):
     results = []
     for elements in (2**26, 1):
-        monkeypatch.setattr(fft, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(sizes, "BLOCK_ELEMENTS", elements)
         kernel, u_BLE = perturbed(("lin", "zoh")), torch.linspace(-1, 1, 240).reshape(2, 40, 3).requires_grad_()
         y_BLE, state = kernel(u_BLE, kernel(u_BLE)[1])
         grads = torch.autograd.grad(y_BLE.square().sum() + state.ssm.sum(), [u_BLE, *kernel.parameters()])
@@ -240,7 +240,7 @@ def test_blocks_of_channels_change_nothing(monkeypatch):
 
 
 def test_the_vandermonde_matrix_is_never_made(monkeypatch):
-    monkeypatch.setattr(fft, "BLOCK_ELEMENTS", 2**18)
+    monkeypatch.setattr(sizes, "BLOCK_ELEMENTS", 2**18)
 
     class Largest(TorchDispatchMode):
         bytes = 0
@@ -311,7 +311,7 @@ def test_refuses_bad_offsets_of_packed_sequences():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 37, 1000, 16000, 2**17, 2**17 + 1, 958_464])
 def test_fft_size(length):
-    size = fft.fft_size(2 * length)
+    size = sizes.fft_size(2 * length)
     assert 2 * length <= size <= 2.5 * length + 2
     assert size % 2 == 0
     for prime in (2, 3, 5):
