@@ -7,9 +7,7 @@ from torch import Tensor
 
 from seqkernels.dispatch import constant
 
-BLOCK_ELEMENTS = (
-    2**26
-)  # of a block's padded input: 256 MiB in fp32; transforms and products take about six times as much
+BLOCK_ELEMENTS = 2**26  # of a block's padded input: 256 MiB in fp32; transforms and products: about six times as much
 
 
 def channel_blocks(u_BLE: Tensor) -> list[slice]:
