@@ -142,7 +142,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     if corpus.tokenizer.spec() != loaded.tokenizer.spec():
         raise ValueError(f"the data's ids {corpus.tokenizer.spec()} are not the model's {loaded.tokenizer.spec()}")
     model = _asked(loaded, conjoin=config["conjoin"], by_likelihood=config["by_likelihood"])
-    objective = model.head.objective
+    objective, counted = model.head.objective, model.head.counted(loaded.tokenizer.unit)
     marked = isinstance(corpus, MarkedCorpus) and objective != "classify"
     samples = corpus.marked(config["split"]) if marked else corpus.split(config["split"])
     split = hidden_by(model.head.masking, samples, loaded.tokenizer)
@@ -159,7 +159,7 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         how = {"precision": config["precision"], "mark_names": witness.names, "on_row": on_row}
         result = evaluate(model, seen, on_batch=move, **how)
     if config["per_sequence"] is not None:
-        table.write(config["per_sequence"], loaded.model.head.counted(loaded.tokenizer.unit))
+        table.write(config["per_sequence"], counted)
     report: dict[str, Any] = {
         "run": str(_run_folder(config["run"])),
         "checkpoint": loaded.folder.name,
@@ -170,10 +170,10 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         "by_likelihood": config["by_likelihood"],
         "sequences": result.sequences,
         "skipped": len(batches.skipped),
-        "metrics": result.metrics(model.head.counted(loaded.tokenizer.unit)),
+        "metrics": result.metrics(counted),
     }
     if marked:
-        report["by_class"] = result.metrics_by_mark(model.head.counted(loaded.tokenizer.unit))
+        report["by_class"] = result.metrics_by_mark(counted)
         if config["markov_order"] is not None:
             # of what the model learnt from, whatever it is judged on
             trained_on = build(absolute_paths(saved["domain"]["dataset"])) if data_words else corpus

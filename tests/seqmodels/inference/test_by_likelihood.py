@@ -87,6 +87,9 @@ def test_evaluate_names_classes_of_a_language_model(tmp_path, capsys):
         assert report["confusion"] == [[6, 0], [0, 6]]
         assert report["by_likelihood"] is True
         assert report["conjoined"] is bool(more)
+    assert main([*call, f"per_sequence={tmp_path}/rows.tsv"]) == 0
+    columns = (tmp_path / "rows.tsv").read_text().splitlines()[0].split("\t")
+    assert set(columns) == {"sequence", "targets", "loss", "accuracy", "bits_per_sequence"}, "of classes, not of bases"
     capsys.readouterr()
     assert main(["evaluate", f"run={tmp_path}/lm", "device=cpu", "data.num_workers=0", "conjoin=true"]) == 1
     assert "next symbols cannot be conjoined" in capsys.readouterr().err
