@@ -51,6 +51,10 @@ def test_cuts_of_published_models_compile(model: str, B: int) -> None:
     plan = launch.plan_step(size, B, torch.bfloat16)
     assert plan is not None
     convolve, scan = plan
+    assert convolve.tensor_cores == (B == 128), "where they pay: many rows, bf16"
+    in_fp16 = launch.plan_step(size, B, torch.float16)
+    assert in_fp16 is not None
+    assert not in_fp16[0].tensor_cores, "the kernel splits fp32 into bf16"
     cuts = {
         "convolve": {
             "CHANNELS": convolve.channels, "ROWS": convolve.rows, "TEAMS": convolve.teams,
