@@ -6,7 +6,6 @@ With `runs=` several runs, for example one experiment with several seeds, and me
 
 from __future__ import annotations
 
-import copy
 import glob
 import json
 import math
@@ -124,24 +123,14 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
     from seqmodels.training.baseline import Witness, markov_beside
     from seqmodels.training.class_scores import class_scores
     from seqmodels.training.evaluate import RowTable, evaluate
-    from seqmodels.training.run_folder import RunFolder
 
     loaded = load(config["run"], config["device"], which=config["checkpoint"])
-    saved = RunFolder(_run_folder(config["run"])).read_config()
-    if "domain" not in saved:
-        raise ValueError(
-            f"{config['run']} was converted and names no data to evaluate on: convert it again with domain=<name>, "
-            "for example domain=dna_windows domain.dataset.fasta=my.fa"
-        )
-    dataset_spec = absolute_paths(set_keys(copy.deepcopy(saved), data_words)["domain"]["dataset"])
+    dataset_spec = _dataset(config["run"], data_words)
     corpus = build(dataset_spec)
-    if tuple(corpus.class_names) != loaded.class_names:
-        raise ValueError(
-            f"the data's classes {', '.join(corpus.class_names)} are not the model's {', '.join(loaded.class_names)}"
-        )
-    if corpus.tokenizer.spec() != loaded.tokenizer.spec():
-        raise ValueError(f"the data's ids {corpus.tokenizer.spec()} are not the model's {loaded.tokenizer.spec()}")
+    _check_fits(corpus, loaded)
     model = _asked(loaded, conjoin=config["conjoin"], by_likelihood=config["by_likelihood"])
+    # before the split: what is wrong with the sounds is said at once, and not after minutes
+    sounds = _sound_scores(config, loaded) if _wants_scores(config, loaded) else None
     objective, counted = model.head.objective, model.head.counted(loaded.tokenizer.unit)
     marked = isinstance(corpus, MarkedCorpus) and objective != "classify"
     samples = corpus.marked(config["split"]) if marked else corpus.split(config["split"])
@@ -176,15 +165,36 @@ def evaluate_run(config: Mapping[str, Any], data_words: Sequence[str] = ()) -> d
         report["by_class"] = result.metrics_by_mark(counted)
         if config["markov_order"] is not None:
             # of what the model learnt from, whatever it is judged on
-            trained_on = build(absolute_paths(saved["domain"]["dataset"])) if data_words else corpus
+            trained_on = build(_dataset(config["run"])) if data_words else corpus
             limits = {"max_order": config["markov_order"], "max_symbols": config["markov_symbols"]}
             report["markov"] = markov_beside(trained_on, witness, **limits)
     if result.confusion_OO is not None:
         report["metrics"] |= class_scores(result.confusion_OO)
         report |= {"class_names": list(loaded.class_names), "confusion": result.confusion_OO.tolist()}
-    if _wants_scores(config, loaded):
-        report["sounds"] = _sound_scores(config, loaded)
-    return report
+    return report if sounds is None else report | {"sounds": sounds}
+
+
+def _dataset(run: str, words: Sequence[str] = ()) -> dict[str, Any]:
+    """What builds the data that a run was trained on, with `domain.dataset.<key>=<value>` changed."""
+    from seqmodels.training.run_folder import RunFolder
+
+    saved = RunFolder(_run_folder(run)).read_config()
+    if "domain" not in saved:
+        raise ValueError(
+            f"{run} was converted and names no data to evaluate on: convert it again with domain=<name>, "
+            "for example domain=dna_windows domain.dataset.fasta=my.fa"
+        )
+    return absolute_paths(set_keys(saved, words)["domain"]["dataset"])
+
+
+def _check_fits(corpus: Any, loaded: LoadedModel) -> None:
+    """Raises ValueError for data with other classes or other ids than the model's."""
+    if tuple(corpus.class_names) != loaded.class_names:
+        raise ValueError(
+            f"the data's classes {', '.join(corpus.class_names)} are not the model's {', '.join(loaded.class_names)}"
+        )
+    if corpus.tokenizer.spec() != loaded.tokenizer.spec():
+        raise ValueError(f"the data's ids {corpus.tokenizer.spec()} are not the model's {loaded.tokenizer.spec()}")
 
 
 def _wants_scores(config: Mapping[str, Any], loaded: LoadedModel) -> bool:
@@ -201,12 +211,11 @@ def _sound_scores(config: Mapping[str, Any], loaded: LoadedModel) -> dict[str, A
     """Scores of generated sounds, by a classifier and beside the data that it was trained on; plain data."""
     from seqmodels.inference import load
     from seqmodels.instantiate import build
-    from seqmodels.training.run_folder import RunFolder
 
     scorer = build(config["scorer"])  # it belongs to a domain: only the YAML names it
     judge = config["classifier"] or config["run"]
     classifier = loaded if config["classifier"] is None else load(judge, config["device"], objective="classify")
-    corpus = build(absolute_paths(RunFolder(_run_folder(judge)).read_config()["domain"]["dataset"]))
+    corpus = build(_dataset(judge))
     samples = _run_folder(config["run"]) / "results" if config["samples"] is None else str(config["samples"])
     with bar("scoring", None, "clip") as move:
         scores = scorer(classifier, corpus, samples, on_clips=move)

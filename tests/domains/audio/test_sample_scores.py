@@ -174,6 +174,17 @@ BROKEN = {
 }
 
 
+@pytest.fixture
+def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistakes are said before the split is evaluated, which may take minutes."""
+
+    def evaluate(*args: object, **named: object) -> None:
+        raise AssertionError("the split was evaluated first")
+
+    monkeypatch.setattr("seqmodels.training.evaluate.evaluate", evaluate)
+
+
+@pytest.mark.usefixtures("no_evaluation")
 @pytest.mark.parametrize("word", BROKEN)
 def test_what_cannot_be_scored(folder: Path, word: str):
     Path("empty").mkdir(exist_ok=True)
@@ -195,6 +206,7 @@ def test_what_cannot_be_scored(folder: Path, word: str):
     assert "Traceback" not in out
 
 
+@pytest.mark.usefixtures("no_evaluation")
 def test_samples_without_a_classifier():
     code, out = run("evaluate", "run=runs/told", "samples=runs/told/results", *FEW)
     assert code == 1
