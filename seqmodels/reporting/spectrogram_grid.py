@@ -8,8 +8,8 @@ import numpy as np
 
 from seqmodels.reporting.axes import Scale, round_ticks, tick_labels
 from seqmodels.reporting.markup import escape
-from seqmodels.reporting.png import data_uri, encode_png, heat_rgb
-from seqmodels.reporting.sound import DYNAMIC_RANGE_DB, spectrogram_db
+from seqmodels.reporting.png import data_uri, encode_png
+from seqmodels.reporting.sound import heat_picture
 
 COLUMNS = 4
 WIDTH, HEIGHT = 240, 120  # of a panel's picture
@@ -45,8 +45,7 @@ def spectrogram_grid(sounds: Sequence[np.ndarray], captions: Sequence[str], samp
 
 
 def _panel(samples_S: np.ndarray, caption: str, sample_rate_hz: int) -> str:
-    level = spectrogram_db(samples_S) / DYNAMIC_RANGE_DB + 1.0
-    picture = data_uri(encode_png(heat_rgb(level[::-1])), "image/png")
+    picture = data_uri(encode_png(heat_picture(samples_S)), "image/png")
     seconds = len(samples_S) / sample_rate_hz
     x, y = Scale(0.0, seconds, LEFT, LEFT + WIDTH), Scale(0.0, sample_rate_hz / 2, TOP + HEIGHT, TOP)
     times, levels = round_ticks(0.0, seconds, 4), round_ticks(0.0, sample_rate_hz / 2, 3)
