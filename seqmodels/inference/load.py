@@ -43,7 +43,7 @@ def load(
     Args:
         path: a run folder (`runs/x`) or a checkpoint folder (`runs/x/checkpoints/step-00000200`).
         device: where to put the model; None is the GPU where there is one, else the CPU.
-        which: of a run folder, the checkpoint with the lowest validation loss ("best") or the newest ("last").
+        which: of a run folder, the checkpoint with the best validation ("best") or the newest ("last").
         objective: "next_token" or "classify" where the caller can use only that; None takes either.
 
     Raises:
