@@ -8,6 +8,7 @@ job is the same job when its settings, its model's weights and its input files a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes on one output are not noticed
     fcntl = None
+
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # some network file systems
 
 
 class ResumeFolder:
@@ -51,8 +54,10 @@ class ResumeFolder:
             raise ValueError(
                 f"another process is writing this output (it holds {self.folder}); wait for it, or name another output"
             ) from None
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:
+                self._release()
+                raise
         return self
 
     def __exit__(self, *error: object) -> None:
